@@ -1,0 +1,33 @@
+"""Contrastive-learning kernels: exact losses and gradients in O(N D) memory.
+
+Everything here computes statistics of the similarity matrix ``S = scale * query @ key.T`` tile by
+tile and never holds it.
+"""
+
+__version__ = "0.1.0"
+
+from cl_kernels._dispatch import use_backend
+from cl_kernels.checks import debug_checks
+from cl_kernels.diagnostics import doctor, explain
+from cl_kernels.functional import row_col_logsumexp, row_logsumexp, self_logsumexp
+from cl_kernels.losses import clip, info_nce, nt_xent
+from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
+from cl_kernels.pairs import PairFilter, pair_logits
+
+__all__ = [
+    "ClipLoss",
+    "InfoNCELoss",
+    "NTXentLoss",
+    "PairFilter",
+    "clip",
+    "debug_checks",
+    "doctor",
+    "explain",
+    "info_nce",
+    "nt_xent",
+    "pair_logits",
+    "row_col_logsumexp",
+    "row_logsumexp",
+    "self_logsumexp",
+    "use_backend",
+]

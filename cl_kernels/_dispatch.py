@@ -1,0 +1,85 @@
+"""Which backend serves a call: the argument, else the context, else the environment, else the
+first of the device's list that can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cl_kernels._ops import BACKENDS, backend_module
+
+ENVIRONMENT_VARIABLE = "CL_KERNELS_BACKEND"
+PREFERENCE = {"cpu": ("native", "chunked"), "cuda": ("triton", "native", "chunked")}
+
+_requested: list[str] = []
+_usable: dict[tuple[str, str, torch.dtype], str | None] = {}
+
+
+def check_name(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_environment = os.environ.get(ENVIRONMENT_VARIABLE, "")
+if _environment:
+    check_name(_environment, ENVIRONMENT_VARIABLE)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serves every call inside the block with one backend, in all threads.
+
+    A call whose ``backend=`` names another keeps its own. Gradients are computed by the backend
+    of their forward call, wherever ``backward`` runs.
+
+    Args:
+        name: ``"reference"``, ``"chunked"``, ``"native"`` or ``"triton"``.
+    """
+    _requested.append(check_name(name, "name"))
+    try:
+        yield
+    finally:
+        _requested.pop()
+
+
+def reason_against(name: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve such tensors here, or None if it can."""
+    case = name, device_type, dtype
+    if case not in _usable:
+        try:
+            module = backend_module(name)
+        except ImportError as error:
+            _usable[case] = f"it does not import: {error}"
+        else:
+            _usable[case] = module.unavailable() or module.unsupported(device_type, dtype)
+    return _usable[case]
+
+
+def requested(backend: str | None) -> tuple[str, str] | None:
+    """The backend asked for and where it was asked, or None if nobody asked."""
+    if backend is not None:
+        return check_name(backend, "backend"), "backend argument"
+    if _requested:
+        return _requested[-1], "use_backend"
+    if _environment:
+        return _environment, ENVIRONMENT_VARIABLE
+    return None
+
+
+def choose(backend: str | None, device_type: str, dtype: torch.dtype) -> str:
+    """The backend's name for such tensors; an explicit request is served or refused."""
+    request = requested(backend)
+    if request is not None:
+        name, source = request
+        reason = reason_against(name, device_type, dtype)
+        if reason is not None:
+            raise ValueError(f"backend: {name!r} (from {source}) cannot serve this call: {reason}")
+        return name
+    for name in PREFERENCE.get(device_type, ()):
+        if reason_against(name, device_type, dtype) is None:
+            return name
+    return "chunked"

@@ -1,0 +1,121 @@
+"""torch.library schemas: one per operation, one overload per backend.
+
+``torch.ops.cl_kernels.row_logsumexp.chunked`` is the chunked backend's ``row_logsumexp``: the
+overloads share a schema, so a backend is picked by name before the call, the dispatcher does no
+guessing, and torch.compile sees one opaque operation with a fake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "chunked", "native", "triton")
+PYTHON_BACKENDS = ("reference", "chunked", "triton")
+
+_OPTIONS = (
+    "Tensor[] query_ids, Tensor[] key_ids, bool[] keep_same, Tensor? below, Tensor? key_bias, "
+    "Tensor? guide_query, Tensor? guide_key, ScalarType compute_dtype, float? logit_bound"
+)
+_PAIR = f"Tensor query, Tensor key, Tensor scale, {_OPTIONS}"
+
+SCHEMAS = {
+    "row_logsumexp": f"({_PAIR}) -> Tensor",
+    "row_logsumexp_mean_key": f"({_PAIR}) -> (Tensor, Tensor)",
+    "row_logsumexp_backward": (
+        f"(Tensor grad, Tensor lse, {_PAIR}, bool need_query, bool need_key)"
+        " -> (Tensor, Tensor, Tensor)"
+    ),
+    "row_col_logsumexp": f"({_PAIR}) -> (Tensor, Tensor)",
+    "row_col_logsumexp_backward": (
+        f"(Tensor grad_row, Tensor grad_col, Tensor row, Tensor col, {_PAIR}, bool need_query,"
+        " bool need_key) -> (Tensor, Tensor, Tensor)"
+    ),
+    "self_logsumexp": f"(Tensor x, Tensor scale, {_OPTIONS}) -> Tensor",
+    "self_logsumexp_backward": (
+        f"(Tensor grad, Tensor lse, Tensor x, Tensor scale, {_OPTIONS}) -> (Tensor, Tensor)"
+    ),
+}
+
+_library = torch.library.Library("cl_kernels", "DEF")
+
+
+def backend_module(name: str) -> ModuleType:
+    """The backend's module, imported at its first use."""
+    return import_module(f"cl_kernels.backends.{name}")
+
+
+def overload(operation: str, backend: str) -> Callable[..., Any]:
+    """The operation as one backend computes it."""
+    return _overloads[operation, backend]
+
+
+def _python_implementation(operation: str, backend: str) -> Callable[..., Any]:
+    def implementation(*args):
+        compute = getattr(backend_module(backend), operation)
+        # The tile products' dtype is an argument: autocast has had its say already.
+        device_type = next(a for a in args if isinstance(a, Tensor)).device.type
+        if not torch.is_autocast_enabled(device_type):
+            return compute(*args)
+        with torch.autocast(device_type, enabled=False):
+            return compute(*args)
+
+    return implementation
+
+
+def _accumulator(x: Tensor, *size) -> Tensor:
+    return x.new_empty(size, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _gradients(query: Tensor, key: Tensor, need_query: bool, need_key: bool):
+    return (
+        _accumulator(query, *(query.shape if need_query else (0,))),
+        _accumulator(key, *(key.shape if need_key else (0,))),
+        _accumulator(query),
+    )
+
+
+def _row_backward_fake(grad, lse, query, key, scale, *options):
+    return _gradients(query, key, *options[-2:])
+
+
+def _row_col_backward_fake(grad_row, grad_col, row, col, query, key, scale, *options):
+    return _gradients(query, key, *options[-2:])
+
+
+_FAKES = {
+    "row_logsumexp": lambda query, *_: _accumulator(query, query.shape[0]),
+    "row_logsumexp_mean_key": lambda query, *_: (
+        _accumulator(query, query.shape[0]),
+        _accumulator(query, *query.shape),
+    ),
+    "row_logsumexp_backward": _row_backward_fake,
+    "row_col_logsumexp": lambda query, key, *_: (
+        _accumulator(query, query.shape[0]),
+        _accumulator(key, key.shape[0]),
+    ),
+    "row_col_logsumexp_backward": _row_col_backward_fake,
+    "self_logsumexp": lambda x, *_: _accumulator(x, x.shape[0]),
+    "self_logsumexp_backward": lambda grad, lse, x, *_: (
+        _accumulator(x, *x.shape),
+        _accumulator(x),
+    ),
+}
+
+
+def _define(operation: str, backend: str) -> Callable[..., Any]:
+    name = f"{operation}.{backend}"
+    _library.define(name + SCHEMAS[operation])
+    torch.library.register_fake(f"cl_kernels::{name}", _FAKES[operation], lib=_library)
+    if backend in PYTHON_BACKENDS:
+        implementation = _python_implementation(operation, backend)
+        _library.impl(name, implementation, "CompositeExplicitAutograd")
+    return getattr(getattr(torch.ops.cl_kernels, operation), backend)
+
+
+_overloads = {(op, backend): _define(op, backend) for op in SCHEMAS for backend in BACKENDS}

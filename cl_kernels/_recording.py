@@ -1,0 +1,52 @@
+"""Notes the primitive calls that a function would make, instead of computing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PrimitiveCall:
+    """One visit of the tiles that a call would make: the shapes and who would serve it."""
+
+    primitive: str
+    backend: str
+    M: int
+    N: int
+    D: int
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    device: str
+
+
+_calls: list[list[PrimitiveCall]] = []
+
+
+def active() -> bool:
+    return bool(_calls)
+
+
+@contextmanager
+def recording() -> Iterator[list[PrimitiveCall]]:
+    _calls.append([])
+    try:
+        yield _calls[-1]
+    finally:
+        _calls.pop()
+
+
+def record(primitive: str, backend: str, query: Tensor, key: Tensor, compute_dtype: torch.dtype):
+    """Notes the call and returns zeros of its result's shape."""
+    (M, D), N = query.shape, key.shape[0]
+    call = PrimitiveCall(
+        primitive, backend, M, N, D, query.dtype, compute_dtype, query.device.type
+    )
+    _calls[-1].append(call)
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    row = query.new_zeros(M, dtype=dtype)
+    return (row, query.new_zeros(N, dtype=dtype)) if primitive == "row_col_logsumexp" else row

@@ -1,0 +1,1 @@
+"""Each module computes every operation of ``_ops.SCHEMAS``; none imports another."""

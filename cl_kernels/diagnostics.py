@@ -1,0 +1,169 @@
+"""What a call would do (``explain``) and what is installed (``doctor``)."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cl_kernels import _recording
+from cl_kernels._dispatch import PREFERENCE, choose, reason_against, requested
+from cl_kernels._ops import BACKENDS
+from cl_kernels._recording import PrimitiveCall
+
+# Matrix-product operations in units of 2 M N D flops: (forward, backward).
+_VISITS = {
+    ("row_logsumexp", "native"): (1, 3),
+    ("row_col_logsumexp", "native"): (1, 3),
+    ("self_logsumexp", "native"): (0.5, 1.5),
+    ("self_logsumexp", "triton"): (0.5, 1.5),
+}
+_DEFAULT_VISITS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One primitive call: the path it takes and what that costs."""
+
+    call: PrimitiveCall
+    why: str
+
+    @property
+    def flops(self) -> tuple[float, float]:
+        """Floating-point operations of the matrix products, (forward, backward)."""
+        c = self.call
+        visits = _VISITS.get((c.primitive, c.backend), _DEFAULT_VISITS)
+        return visits[0] * 2 * c.M * c.N * c.D, visits[1] * 2 * c.M * c.N * c.D
+
+    @property
+    def statistics_bytes(self) -> int:
+        """Bytes kept between forward and backward beside the embeddings."""
+        c = self.call
+        width = 8 if c.dtype == torch.float64 else 4
+        return width * (c.M + (c.N if c.primitive == "row_col_logsumexp" else 0))
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the one M x N matrix of logits that is never made."""
+        return self.call.M * self.call.N * (8 if self.call.dtype == torch.float64 else 4)
+
+    def __str__(self) -> str:
+        c = self.call
+        forward, backward = self.flops
+        matrix = (
+            "holds the M x N matrix"
+            if c.backend == "reference"
+            else f"keeps {_bytes(self.statistics_bytes)} of statistics; "
+            f"the matrix would take {_bytes(self.dense_bytes)}"
+        )
+        return (
+            f"{c.primitive}: {c.M} x {c.N} pairs, width {c.D}, {_name(c.dtype)} on {c.device}, "
+            f"tile products in {_name(c.compute_dtype)}\n"
+            f"  backend     {c.backend} ({self.why})\n"
+            f"  operations  {forward / 1e9:.3g} GFLOP forward, {backward / 1e9:.3g} backward\n"
+            f"  memory      {matrix}"
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The primitive calls of one function call, in order."""
+
+    plans: tuple[Plan, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.plans)) or "no primitive is called"
+
+
+def explain(function: Callable, *args, **kwargs) -> Explanation:
+    """Which path a call would take, its memory and its operations, without computing it.
+
+    Runs ``function(*args, **kwargs)`` with every primitive replaced by a note of its call, so it
+    explains losses, modules and compositions of your own alike.
+
+    Returns:
+        An ``Explanation``; print it, or read its ``plans``.
+    """
+    with torch.no_grad(), _recording.recording() as calls:
+        function(*args, **kwargs)
+    return Explanation(tuple(Plan(call, _why(call)) for call in calls))
+
+
+def _why(call: PrimitiveCall) -> str:
+    reasons = []
+    for name in PREFERENCE.get(call.device, ()):
+        if name == call.backend:
+            break
+        reasons.append(f"{name}: {reason_against(name, call.device, call.dtype)}")
+    asked = requested(None)
+    if call.backend not in PREFERENCE.get(call.device, ("chunked",)) or asked:
+        return "asked for by name"
+    return "; ".join(reasons) or f"first choice on {call.device}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is installed, which backend serves which device, and why not the others."""
+
+    versions: dict[str, str]
+    serving: dict[str, str]
+    reasons: dict[tuple[str, str], str | None]
+
+    def __str__(self) -> str:
+        lines = [f"{name:12s}{version}" for name, version in self.versions.items()]
+        for device, chosen in self.serving.items():
+            lines.append(f"\n{device} tensors are served by {chosen}")
+            for backend in BACKENDS:
+                reason = self.reasons[device, backend]
+                lines.append(f"  {backend:12s}{'can' if reason is None else 'cannot: ' + reason}")
+        return "\n".join(lines)
+
+
+def doctor() -> Report:
+    """Says what is installed, which backend serves which device, and why not the others.
+
+    Float32 embeddings are meant; ``explain`` tells about one call.
+    """
+    from cl_kernels import __version__
+
+    devices = ("cpu", "cuda")
+    cuda = torch.version.cuda or "none (this torch is built without CUDA)"
+    if torch.version.cuda and not torch.cuda.is_available():
+        cuda += " (no GPU found)"
+    versions = {
+        "cl_kernels": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cuda": cuda,
+        "triton": _triton_version(),
+        "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+    }
+    reasons = {
+        (device, name): reason_against(name, device, torch.float32)
+        for device in devices
+        for name in BACKENDS
+    }
+    return Report(versions, {d: choose(None, d, torch.float32) for d in devices}, reasons)
+
+
+def _triton_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GB"

@@ -1,0 +1,78 @@
+"""The symmetric image-text loss of CLIP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cl_kernels.checks import check_scalar
+from cl_kernels.functional import default_compute_dtype, row_col_logsumexp
+from cl_kernels.losses.common import (
+    Reduction,
+    check_inputs,
+    check_reduction,
+    check_same_rows,
+    contrast,
+    float_rows,
+    logit_bound,
+    reduce,
+)
+from cl_kernels.pairs import PairFilter
+
+
+def clip(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    *,
+    normalize: bool = False,
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Mean of image-to-text and text-to-image cross-entropy, both from one visit of the logits.
+
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
+    (2021), figure 3.
+
+    Args:
+        image_features: Embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
+        text_features: Row i belongs to image i, shape [B, D], same dtype and device.
+        logit_scale: Inverse temperature, already exponentiated (as open_clip passes it): a
+            number, or a 0-d tensor that may require grad.
+        logit_bias: Added to every logit, as in open_clip. A softmax does not see it: it changes
+            no value and its gradient is zero.
+        normalize: Divide rows by their length first. Default: they come normalized.
+        reduction: ``"mean"`` or ``"sum"`` over the pairs, or ``"none"``.
+        backend: Which backend serves the call.
+
+    Returns:
+        A 0-d tensor, or for ``reduction="none"`` shape [B], the mean of both directions for each
+        pair; float32 (float64 for float64 inputs). A single pair has no negatives and loss 0; the
+        mean over an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+    """
+    check_inputs(image_features=image_features, text_features=text_features)
+    check_same_rows("text_features", text_features, "image_features", image_features)
+    check_reduction(reduction)
+    check_scalar("logit_scale", logit_scale)
+    images = float_rows(image_features, normalize=normalize)
+    texts = float_rows(text_features, normalize=normalize)
+    pair = torch.arange(images.shape[0], device=images.device)
+    row, col = row_col_logsumexp(
+        images,
+        texts,
+        logit_scale,
+        where=PairFilter(pair, pair, "different"),
+        compute_dtype=default_compute_dtype(image_features),
+        logit_bound=logit_bound(logit_scale, normalize),
+        backend=backend,
+    )
+    positive = logit_scale * (images * texts).sum(-1)
+    losses = (contrast(row, positive) + contrast(col, positive)) / 2
+    if logit_bias is not None:
+        check_scalar("logit_bias", logit_bias)
+        losses = losses + 0 * logit_bias  # a parameter that is used gets a gradient: zero
+    return reduce(losses, reduction)

@@ -1,0 +1,147 @@
+"""InfoNCE with in-batch negatives, a queue, or negatives of each query's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cl_kernels.checks import check_embeddings, check_matches
+from cl_kernels.functional import default_compute_dtype, row_logsumexp
+from cl_kernels.losses.common import (
+    Reduction,
+    check_inputs,
+    check_reduction,
+    check_same_rows,
+    contrast,
+    float_rows,
+    inverse,
+    logit_bound,
+    reduce,
+)
+from cl_kernels.pairs import PairFilter, Where, as_filters
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.1,
+    normalize: bool = True,
+    in_batch_negatives: bool | None = None,
+    target: Tensor | None = None,
+    where: Where = (),
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Cross-entropy of each query's positive against its negatives.
+
+    Van den Oord et al., "Representation Learning with Contrastive Predictive Coding" (2018),
+    equation 4; with shared ``negative_keys`` the queue of He et al., "Momentum Contrast" (2020).
+
+    Args:
+        query: Embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
+        positive_key: Row i is the positive of query i, shape [B, D]; any [N, D] with ``target``.
+        negative_keys: Negatives shared by all queries, shape [K, D], or each query's own,
+            shape [B, K, D].
+        temperature: A number other than zero, or a 0-d tensor that may require grad.
+        normalize: Divide rows by their length first (cosine similarity).
+        in_batch_negatives: Whether the other rows of ``positive_key`` are negatives too. Default:
+            only without ``negative_keys``.
+        target: Index into ``positive_key`` of each query's positive, shape [B].
+        where: Filters on the negatives: on the rows of ``positive_key`` if those are negatives
+            (at most one filter), else on shared ``negative_keys`` (at most two).
+        reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
+        backend: Which backend serves the call.
+
+    Returns:
+        A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
+        A query without negatives has loss 0 and gradient 0; the mean over an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+    """
+    check_inputs(query=query, positive_key=positive_key)
+    check_reduction(reduction)
+    if target is None:
+        check_same_rows("positive_key", positive_key, "query", query)
+    else:
+        _check_target(target, query, positive_key)
+    if negative_keys is not None:
+        _check_negative_keys(negative_keys, query)
+    if in_batch_negatives is None:
+        in_batch_negatives = negative_keys is None
+    shared = negative_keys is not None and negative_keys.dim() == 2
+    filters = as_filters(where)
+    if filters and not (in_batch_negatives or shared):
+        raise ValueError("where: expected no filter with negatives of each query's own, got one")
+
+    scale = inverse(temperature)
+    statistic = {
+        "compute_dtype": default_compute_dtype(query),
+        "logit_bound": logit_bound(scale, normalize),
+        "backend": backend,
+    }
+    queries = float_rows(query, normalize=normalize)  # [B, D]
+    keys = float_rows(positive_key, normalize=normalize)  # [N, D]
+    negatives = None
+    if in_batch_negatives:
+        key_ids = torch.arange(keys.shape[0], device=keys.device)
+        not_the_positive = PairFilter(key_ids if target is None else target, key_ids, "different")
+        negatives = row_logsumexp(
+            queries, keys, scale, where=(not_the_positive, *filters), **statistic
+        )
+        filters = ()
+    if negative_keys is not None:
+        if shared:
+            further = float_rows(negative_keys, normalize=normalize)
+            lse = row_logsumexp(queries, further, scale, where=filters, **statistic)
+        else:
+            lse = _own_negatives(queries, negative_keys, scale, normalize)
+        negatives = lse if negatives is None else torch.logaddexp(negatives, lse)
+    positives = keys if target is None else keys[target]
+    positive = scale * (queries * positives).sum(-1)
+    if negatives is None:
+        negatives = torch.full_like(positive, -torch.inf)
+    return reduce(contrast(negatives, positive), reduction)
+
+
+def _own_negatives(queries: Tensor, negative_keys: Tensor, scale, normalize: bool) -> Tensor:
+    """Log-sum-exp over each query's own negatives [B, K, D]: there is no tile to share."""
+    B, K, D = negative_keys.shape
+    keys = float_rows(negative_keys.reshape(B * K, D), normalize=normalize).view(B, K, D)
+    with torch.autocast(keys.device.type, enabled=False):
+        similarity = torch.matmul(keys, queries.unsqueeze(-1)).squeeze(-1)  # [B, K]
+    return torch.logsumexp(scale * similarity, 1)
+
+
+def _check_target(target: Tensor, query: Tensor, positive_key: Tensor) -> None:
+    if not isinstance(target, Tensor) or target.dtype not in (torch.int64, torch.int32):
+        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"target: expected an int64 or int32 tensor, got {kind}")
+    if target.shape != query.shape[:1]:
+        raise ValueError(
+            f"target: expected one index for each of the {query.shape[0]} queries, "
+            f"got shape {list(target.shape)}"
+        )
+    if target.device != query.device:
+        raise ValueError(f"target: expected the device of query, {query.device}, got {target.device}")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= positive_key.shape[0]:
+            raise ValueError(
+                f"target: expected indices in [0, {positive_key.shape[0]}), got {low} to {high}"
+            )
+
+
+def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:
+    if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
+        if negative_keys.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"negative_keys: expected [B, K, D] with B = {query.shape[0]}, "
+                f"got shape {list(negative_keys.shape)}"
+            )
+        check_matches("negative_keys", negative_keys, "query", query)
+    else:
+        check_embeddings("negative_keys", negative_keys)
+        check_matches("negative_keys", negative_keys, "query", query)

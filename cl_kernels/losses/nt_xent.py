@@ -1,0 +1,81 @@
+"""NT-Xent, the loss of SimCLR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cl_kernels.functional import default_compute_dtype, row_logsumexp, self_logsumexp
+from cl_kernels.losses.common import (
+    Reduction,
+    check_inputs,
+    check_reduction,
+    check_same_rows,
+    contrast,
+    float_rows,
+    inverse,
+    logit_bound,
+    reduce,
+)
+from cl_kernels.pairs import PairFilter, Where, as_filters
+
+
+def nt_xent(
+    view_0: Tensor,
+    view_1: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    negative_keys: Tensor | None = None,
+    where: Where = (),
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Normalized temperature-scaled cross-entropy over both views of a batch.
+
+    Every row of both views is a query: its positive is the other view of the same image, its
+    negatives are all other rows (itself excluded) and ``negative_keys``. Chen et al., "A Simple
+    Framework for Contrastive Learning of Visual Representations" (2020), equation 1.
+
+    Args:
+        view_0: Embeddings of one view, shape [B, D]. float32, float16, bfloat16 or float64.
+        view_1: Embeddings of the other view, shape [B, D], same dtype and device.
+        temperature: A number other than zero, or a 0-d tensor that may require grad.
+        normalize: Divide rows by their length first (cosine similarity).
+        negative_keys: Further negatives of every query, shape [K, D], e.g. a queue.
+        where: At most one ``PairFilter`` over the 2B rows of both views (view_0 first) that says
+            which of them may be negatives of each other; positives always count.
+        reduction: ``"mean"`` or ``"sum"`` over the 2B rows, or ``"none"``.
+        backend: Which backend serves the call.
+
+    Returns:
+        A 0-d tensor, or shape [2B] (view_0's rows first) for ``reduction="none"``; float32
+        (float64 for float64 inputs). A row without negatives has loss 0 and gradient 0; the mean
+        over an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+    """
+    check_inputs(view_0=view_0, view_1=view_1)
+    check_same_rows("view_1", view_1, "view_0", view_0)
+    check_reduction(reduction)
+    scale = inverse(temperature)
+    statistic = {
+        "compute_dtype": default_compute_dtype(view_0),
+        "logit_bound": logit_bound(scale, normalize),
+        "backend": backend,
+    }
+    batch = view_0.shape[0]
+    rows = float_rows(view_0, view_1, normalize=normalize)  # [2B, D]
+    image = torch.arange(batch, device=rows.device).repeat(2)
+    other_images = PairFilter(image, image, "different")
+    negatives = self_logsumexp(rows, scale, where=(other_images, *as_filters(where)), **statistic)
+    if negative_keys is not None:
+        check_inputs(view_0=view_0, negative_keys=negative_keys)
+        keys = float_rows(negative_keys, normalize=normalize)
+        negatives = torch.logaddexp(negatives, row_logsumexp(rows, keys, scale, **statistic))
+    # After the log-sum-exp, so that in the backward pass its gradient comes last: less memory.
+    first, second = rows.unflatten(0, (2, batch)).unbind(0)
+    positive = scale * (first * second).sum(-1)  # [B]
+    losses = contrast(negatives.unflatten(0, (2, batch)), positive)
+    return reduce(losses.flatten(), reduction)

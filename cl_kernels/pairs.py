@@ -1,0 +1,88 @@
+"""Which (query, key) pairs a statistic sees, said by vectors instead of an M x N boolean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MAX_FILTERS = 2
+
+
+def _id_vector(name: str, ids: Tensor) -> Tensor:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name}: expected an integer tensor, got {type(ids).__name__}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {ids.dtype}")
+    if ids.dim() != 1:
+        raise ValueError(f"{name}: expected one id for each row (1-D), got shape {list(ids.shape)}")
+    return ids.to(torch.int64).contiguous()
+
+
+@dataclass(frozen=True)
+class PairFilter:
+    """Keeps the pairs whose ids are the same, or those whose ids differ.
+
+    Args:
+        query_ids: Integer ids of the queries, shape [M]; any values (labels, indices, hashes).
+        key_ids: Integer ids of the keys, shape [N], on the same device.
+        keep: ``"same"`` keeps pair (i, j) if ``query_ids[i] == key_ids[j]``; ``"different"``
+            keeps it if they differ.
+
+    Raises:
+        TypeError: If the ids are not integers.
+        ValueError: If the ids are not 1-D or ``keep`` is neither word.
+    """
+
+    query_ids: Tensor
+    key_ids: Tensor
+    keep: Literal["same", "different"]
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("same", "different"):
+            raise ValueError(f'keep: expected "same" or "different", got {self.keep!r}')
+        query_ids = _id_vector("query_ids", self.query_ids)
+        same_ids = self.key_ids is self.query_ids
+        object.__setattr__(self, "query_ids", query_ids)
+        key_ids = query_ids if same_ids else _id_vector("key_ids", self.key_ids)
+        object.__setattr__(self, "key_ids", key_ids)
+
+
+Where = PairFilter | Sequence[PairFilter]
+
+
+def as_filters(where: Where) -> tuple[PairFilter, ...]:
+    """The filters of a ``where`` argument as a tuple of at most two."""
+    filters = (where,) if isinstance(where, PairFilter) else where
+    if not isinstance(filters, (tuple, list)) or not all(
+        isinstance(f, PairFilter) for f in filters
+    ):
+        raise TypeError(f"where: expected a PairFilter or a sequence of them, got {where!r}")
+    if len(filters) > MAX_FILTERS:
+        raise ValueError(f"where: expected at most {MAX_FILTERS} filters, got {len(filters)}")
+    return tuple(filters)
+
+
+def pair_logits(query: Tensor, key: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """``scale * <query[i], key[i]>`` of matching rows: positives need no tiles.
+
+    Args:
+        query: Embeddings, shape [M, D].
+        key: Embeddings, shape [M, D].
+        scale: A float or a 0-d tensor.
+
+    Returns:
+        Tensor of shape [M], in float32 (float64 for float64 embeddings).
+    """
+    if query.shape != key.shape:
+        raise ValueError(
+            f"key: expected the shape of query {list(query.shape)}, got {list(key.shape)}"
+        )
+    return scale * (_upcast(query) * _upcast(key)).sum(-1)
+
+
+def _upcast(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
