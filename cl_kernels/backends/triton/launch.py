@@ -1,0 +1,70 @@
+"""Launching a kernel: in how many programs, and with the first configuration that fits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import configs
+from .configs import Config
+
+
+def launch(kernel, programs: int, args, constexprs, num_warps: int = 4, num_stages: int = 2):
+    device = next(a.device for a in args if isinstance(a, Tensor))
+    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with on_device:
+        kernel[(programs,)](
+            *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
+        )
+
+
+_fitting: dict[tuple, int] = {}
+
+
+def first_that_fits(arch: int, family: str, kind: str, width: int, run: Callable[[Config], Any]):
+    """``run`` with the table's configuration, or with the first after it that fits the device."""
+    case = arch, family, kind, width
+    candidates = configs.candidates(*case)
+    failures = []
+    for i in range(_fitting.get(case, 0), len(candidates)):
+        try:
+            result = run(candidates[i])
+        except triton.OutOfResources as error:
+            failures.append(f"{candidates[i]} needs {error.required} of {error.limit} {error.name}")
+            _fitting[case] = i + 1
+        else:
+            return result
+    _fitting.pop(case, None)
+    raise RuntimeError(
+        f"no {family} configuration fits sm_{arch} for {kind} embeddings of width {width}: "
+        + "; ".join(failures)
+    )
+
+
+def processors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 2
+
+
+def spans(blocks: int, N: int, config: Config, device: torch.device, per_processor: int):
+    """Into how many spans of how many keys the visits of ``blocks`` row blocks are split.
+
+    Enough programs to fill the GPU, of at least four tiles each.
+    """
+    wanted = per_processor * processors(device) // blocks
+    splits = max(1, min(wanted, N // (4 * config.BLOCK_N)))
+    span = triton.cdiv(triton.cdiv(N, splits), config.BLOCK_N) * config.BLOCK_N
+    return triton.cdiv(N, span), span
+
+
+def waves(blocks: int, N: int):
+    """(first, count) of row blocks whose partial results, N floats each, fit the workspace."""
+    size = max(1, configs.PARTIAL_BYTES // (4 * N))
+    for first in range(0, blocks, size):
+        yield first, min(size, blocks - first)

@@ -1,0 +1,108 @@
+"""One call of an operation, as the kernels take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import configs
+from .configs import Config
+from .launch import first_that_fits, launch
+from .prepare import prepared_rows
+from .tiles import INTERPRETED, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, LOG2E
+
+FIXED_SHIFT_BOUND = 78.0  # logits up to this in size are summed with a fixed shift
+HEADROOM = 70.0  # exp(70) times any number of keys stays below float32's largest number
+
+
+class Problem:
+    """One call: its two sides, filters and precision, as the kernels take them."""
+
+    def __init__(
+        self, query, key, scale, query_ids, key_ids, keep_same, below, key_bias,
+        guide_query, guide_key, compute_dtype, logit_bound,
+    ):  # fmt: skip
+        for name, option in (("below", below), ("key_bias", key_bias), ("guide", guide_query)):
+            if option is not None:
+                raise NotImplementedError(f"{name}: the Triton kernels do not take it yet")
+        self.query, self.key, self.scale = query, key, scale
+        self.M, self.N, self.D = query.shape[0], key.shape[0], query.shape[1]
+        self.width = configs.padded_width(self.D)
+        self.compute_dtype = compute_dtype
+        self.kind = configs.kind(compute_dtype)
+        self.device = query.device
+        self.arch = configs.architecture(self.device)
+        self.keeps = [KEEP_SAME if same else KEEP_DIFFERENT for same in keep_same]
+        self.keeps += [KEEP_ALL] * (2 - len(self.keeps))
+        self.query_ids = [*query_ids, None, None][:2]
+        self.key_ids = [*key_ids, None, None][:2]
+        self.fixed = logit_bound is not None and logit_bound <= FIXED_SHIFT_BOUND
+        self.shift = max(0.0, logit_bound - HEADROOM) * LOG2E.value if self.fixed else 0.0
+        self.deterministic = torch.are_deterministic_algorithms_enabled()
+
+    @property
+    def filtered(self) -> bool:
+        return self.keeps != [KEEP_ALL, KEEP_ALL]
+
+    @property
+    def symmetric(self) -> bool:
+        """The filters say the same of (i, j) and of (j, i)."""
+        pairs = zip(self.query_ids, self.key_ids, strict=True)
+        return all(q is k or q.data_ptr() == k.data_ptr() for q, k in pairs)
+
+    @property
+    def ids(self) -> tuple[Tensor | None, ...]:
+        (query0, query1), (key0, key1) = self.query_ids, self.key_ids
+        return query0, key0, query1, key1
+
+    @cached_property
+    def logit_operands(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys in the compute dtype, of a width that kernels take: for logits only."""
+        query, _ = prepared_rows(self.query, self.compute_dtype, self.width)
+        if self.key is self.query:
+            return query, query
+        return query, prepared_rows(self.key, self.compute_dtype, self.width)[0]
+
+    @cached_property
+    def product_operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Queries and keys that weights are multiplied with too, and their taints.
+
+        A weight of zero times a NaN is NaN: where a filter drops pairs, rows that are not finite
+        are zeroed and the taints put NaN back where they are kept. Without filters every pair is
+        kept and IEEE arithmetic says the same by itself.
+        """
+        query, taint_query = prepared_rows(
+            self.query, self.compute_dtype, self.width, clean=self.filtered
+        )
+        if self.key is self.query:
+            return query, query, taint_query, taint_query
+        key, taint_key = prepared_rows(
+            self.key, self.compute_dtype, self.width, clean=self.filtered
+        )
+        return query, key, taint_query, taint_key
+
+    def empty(self, *size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float32, device=self.device)
+
+    def full(self, size: tuple[int, ...], value: float) -> Tensor:
+        return torch.full(size, value, dtype=torch.float32, device=self.device)
+
+    def with_config(self, family: str, run: Callable[[Config], Any]) -> Any:
+        """``run`` with the table's configuration, or with the first after it that fits."""
+        return first_that_fits(self.arch, family, self.kind, self.width, run)
+
+    def launch(self, kernel, programs: int, config: Config, *args, M=None, N=None, **constexprs):
+        M, N = self.M if M is None else M, self.N if N is None else N
+        even = M % config.BLOCK_M == 0 and N % config.BLOCK_N == 0
+        constexprs = {
+            "D": self.width, "KEEP0": self.keeps[0], "KEEP1": self.keeps[1], "FIXED": self.fixed,
+            "EVEN": even, "PRECISION": configs.precision(self.kind), "UPCAST": INTERPRETED,
+            "BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N,
+            "BLOCK_D": config.BLOCK_D or self.width, **constexprs,
+        }  # fmt: skip
+        constexprs = {name: constexprs[name] for name in kernel.arg_names if name in constexprs}
+        launch(kernel, programs, args, constexprs, config.num_warps, config.num_stages)

@@ -1,0 +1,59 @@
+// Matrix products of torch's own BLAS on row-major blocks. Inside parallel_for they run on one
+// thread, so a block's result does not depend on the thread count.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <type_traits>
+
+#include "../stable.h"
+
+namespace cl::cpu {
+
+// A borrowed rows x cols matrix with any strides.
+class MatrixView {
+ public:
+  template <class T>
+  MatrixView(const T* data, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
+    const int64_t sizes[2] = {rows, cols}, strides[2] = {row_stride, col_stride};
+    const int32_t dtype =
+        std::is_same_v<T, double> ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob_v2(
+        const_cast<T*>(data), 2, sizes, strides, 0, dtype, aoti_torch_device_type_cpu(), 0,
+        &handle_, aoti_torch_layout_strided(), nullptr, 0));
+  }
+  ~MatrixView() { aoti_torch_delete_tensor_object(handle_); }
+  MatrixView(const MatrixView&) = delete;
+  MatrixView& operator=(const MatrixView&) = delete;
+
+  AtenTensorHandle get() const { return handle_; }
+
+ private:
+  AtenTensorHandle handle_ = nullptr;
+};
+
+inline void multiply(const MatrixView& out, const MatrixView& a, const MatrixView& b, double beta,
+                     double alpha) {
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, alpha));
+}
+
+// s = sign * a b^T for a [m, width] and b [n, width].
+template <class T>
+void similarities(const T* a, const T* b, T* s, int64_t m, int64_t n, int64_t width, T sign) {
+  multiply({s, m, n, n, 1}, {a, m, width, width, 1}, {b, width, n, 1, width}, 0., sign);
+}
+
+// total += w b, for w [m, n] and b [n, width].
+template <class T>
+void add_weighted(const T* w, const T* b, T* total, int64_t m, int64_t n, int64_t width) {
+  multiply({total, m, width, width, 1}, {w, m, n, n, 1}, {b, n, width, width, 1}, 1., 1.);
+}
+
+// total += w^T a, for w [m, n] and a [m, width].
+template <class T>
+void add_weighted_transposed(const T* w, const T* a, T* total, int64_t m, int64_t n,
+                             int64_t width) {
+  multiply({total, n, width, width, 1}, {w, n, m, 1, n}, {a, m, width, width, 1}, 1., 1.);
+}
+
+}  // namespace cl::cpu

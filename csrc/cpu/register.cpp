@@ -1,0 +1,152 @@
+// The .native overloads for CPU tensors. Schemas and checks are in Python (cl_kernels/_ops.py).
+#include <tuple>
+
+#include "../stable.h"
+#include "visits.h"
+
+namespace cl::cpu {
+namespace {
+
+ScalarType accumulator(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class T>
+const T* data(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+Tensor empty(const Tensor& x, std::vector<int64_t> size) {
+  return torch::stable::new_empty(x, size, accumulator(x));
+}
+
+Tensor zeros(const Tensor& x, std::vector<int64_t> size) {
+  return torch::stable::new_zeros(x, size, accumulator(x));
+}
+
+// compute(T{}) in float, or in double for double tensors.
+template <class Compute>
+auto by_accumulator(const Tensor& x, const Compute& compute) {
+  return accumulator(x) == ScalarType::Double ? compute(double{}) : compute(float{});
+}
+
+Tensor zeros_if(bool needed, const Tensor& x) {
+  return needed ? zeros(x, {x.size(0), x.size(1)}) : empty(x, {0});
+}
+
+template <class T>
+Tensor scalar(const Tensor& x, T value) {
+  Tensor result = empty(x, {});
+  *mutable_data<T>(result) = value;
+  return result;
+}
+
+Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale,
+                     CL_OPTION_PARAMETERS) {
+  CL_CHECK_OPTIONS;
+  Tensor row = empty(query, {query.size(0)});
+  by_accumulator(query, [&]<class T>(T) {
+    logsumexp<T>(TileLoop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row), nullptr);
+  });
+  return row;
+}
+
+std::tuple<Tensor, Tensor> row_logsumexp_mean_key(const Tensor& query, const Tensor& key,
+                                                  const Tensor& scale, CL_OPTION_PARAMETERS) {
+  CL_CHECK_OPTIONS;
+  Tensor row = empty(query, {query.size(0)});
+  Tensor mean_key = zeros(query, {query.size(0), query.size(1)});
+  by_accumulator(query, [&]<class T>(T) {
+    TileLoop<T> loop(query, key, scale, CL_OPTIONS);
+    logsumexp_mean_key<T>(loop, mutable_data<T>(row), mutable_data<T>(mean_key));
+  });
+  return {row, mean_key};
+}
+
+std::tuple<Tensor, Tensor> row_col_logsumexp(const Tensor& query, const Tensor& key,
+                                             const Tensor& scale, CL_OPTION_PARAMETERS) {
+  CL_CHECK_OPTIONS;
+  Tensor row = empty(query, {query.size(0)}), col = empty(key, {key.size(0)});
+  by_accumulator(query, [&]<class T>(T) {
+    logsumexp<T>(TileLoop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row),
+                 mutable_data<T>(col));
+  });
+  return {row, col};
+}
+
+Tensor self_logsumexp(const Tensor& x, const Tensor& scale, CL_OPTION_PARAMETERS) {
+  CL_CHECK_OPTIONS;
+  Tensor row = empty(x, {x.size(0)});
+  by_accumulator(x, [&]<class T>(T) {
+    logsumexp<T>(TileLoop<T>(x, scale, CL_OPTIONS), mutable_data<T>(row), mutable_data<T>(row));
+  });
+  return row;
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+Gradients pair_gradients(const Tensor* grad_col, const Tensor* col, const Tensor& grad_row,
+                         const Tensor& row, const Tensor& query, const Tensor& key,
+                         const Tensor& scale, const Options& options, bool need_query,
+                         bool need_key) {
+  Tensor grad_query = zeros_if(need_query, query), grad_key = zeros_if(need_key, key);
+  return by_accumulator(query, [&]<class T>(T) -> Gradients {
+    TileLoop<T> loop(query, key, scale, options);
+    const Upstream<T> of_rows{data<T>(grad_row), data<T>(row)};
+    Upstream<T> of_cols{nullptr, nullptr};
+    if (col) of_cols = {data<T>(*grad_col), data<T>(*col)};
+    const T grad_scale = gradients<T>(loop, of_rows, of_cols, *data<T>(scale),
+                                      need_query ? mutable_data<T>(grad_query) : nullptr,
+                                      need_key ? mutable_data<T>(grad_key) : nullptr);
+    return {grad_query, grad_key, scalar(query, grad_scale)};
+  });
+}
+
+Gradients row_logsumexp_backward(const Tensor& grad, const Tensor& lse, const Tensor& query,
+                                 const Tensor& key, const Tensor& scale, CL_OPTION_PARAMETERS,
+                                 bool need_query, bool need_key) {
+  CL_CHECK_OPTIONS;
+  return pair_gradients(nullptr, nullptr, grad, lse, query, key, scale, CL_OPTIONS, need_query,
+                        need_key);
+}
+
+Gradients row_col_logsumexp_backward(const Tensor& grad_row, const Tensor& grad_col,
+                                     const Tensor& row, const Tensor& col, const Tensor& query,
+                                     const Tensor& key, const Tensor& scale, CL_OPTION_PARAMETERS,
+                                     bool need_query, bool need_key) {
+  CL_CHECK_OPTIONS;
+  return pair_gradients(&grad_col, &col, grad_row, row, query, key, scale, CL_OPTIONS, need_query,
+                        need_key);
+}
+
+std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Tensor& lse,
+                                                   const Tensor& x, const Tensor& scale,
+                                                   CL_OPTION_PARAMETERS) {
+  CL_CHECK_OPTIONS;
+  Tensor grad_x = zeros_if(true, x);
+  return by_accumulator(x, [&]<class T>(T) -> std::tuple<Tensor, Tensor> {
+    TileLoop<T> loop(x, scale, CL_OPTIONS);
+    const Upstream<T> upstream{data<T>(grad), data<T>(lse)};
+    T* out = mutable_data<T>(grad_x);
+    const T grad_scale = gradients<T>(loop, upstream, upstream, *data<T>(scale), out, out);
+    return {grad_x, scalar(x, grad_scale)};
+  });
+}
+
+}  // namespace
+}  // namespace cl::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cl_kernels, CPU, m) {
+  m.impl("row_logsumexp.native", TORCH_BOX(&cl::cpu::row_logsumexp));
+  m.impl("row_logsumexp_mean_key.native", TORCH_BOX(&cl::cpu::row_logsumexp_mean_key));
+  m.impl("row_logsumexp_backward.native", TORCH_BOX(&cl::cpu::row_logsumexp_backward));
+  m.impl("row_col_logsumexp.native", TORCH_BOX(&cl::cpu::row_col_logsumexp));
+  m.impl("row_col_logsumexp_backward.native", TORCH_BOX(&cl::cpu::row_col_logsumexp_backward));
+  m.impl("self_logsumexp.native", TORCH_BOX(&cl::cpu::self_logsumexp));
+  m.impl("self_logsumexp_backward.native", TORCH_BOX(&cl::cpu::self_logsumexp_backward));
+}

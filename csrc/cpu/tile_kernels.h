@@ -1,0 +1,58 @@
+// What is done to one tile of logits in memory, compiled once per instruction set.
+#pragma once
+#include <cstdint>
+
+namespace cl::cpu {
+
+// Tiles are row-major [m, n]. Logits are scale * s with scale >= 0; a dropped pair has s = -inf.
+template <class T>
+struct TileKernels {
+  const char* instruction_set;
+
+  // max and sum of exp(scale * (s - max)) of every row.
+  void (*fold_rows)(const T* s, int64_t m, int64_t n, T scale, T* max, T* sum);
+
+  // The same of every column.
+  void (*fold_cols)(const T* s, int64_t m, int64_t n, T scale, T* max, T* sum);
+
+  // max of every row.
+  void (*max_rows)(const T* s, int64_t m, int64_t n, T* max);
+
+  // s[i, j] = exp(scale * (s[i, j] - max[i])), and its row sums.
+  void (*exp_rows)(T* s, int64_t m, int64_t n, T scale, const T* max, T* sum);
+
+  // s[i, j] = grad[i] * exp(scale * s[i, j] - lse[i]).
+  void (*row_weights)(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse);
+
+  // s[i, j] = grad[j] * exp(scale * s[i, j] - lse[j]).
+  void (*col_weights)(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse);
+
+  // s[i, j] = row_grad[i] * exp(scale * s[i, j] - row_lse[i])
+  //         + col_grad[j] * exp(scale * mirrored[i, j] - col_lse[j]); mirrored may be s.
+  void (*row_col_weights)(T* s, const T* mirrored, int64_t m, int64_t n, T scale,
+                          const T* row_grad, const T* row_lse, const T* col_grad,
+                          const T* col_lse);
+
+  // value[i, j] = fill unless (row_ids[i] == col_ids[j]) == keep_same.
+  void (*drop)(T* values, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
+               bool keep_same, T fill);
+
+  // y = x rounded to bfloat16 or float16, widened again.
+  void (*widen_bfloat16)(const uint16_t* x, int64_t count, T* y);
+  void (*widen_float16)(const uint16_t* x, int64_t count, T* y);
+  void (*round_bfloat16)(const T* x, int64_t count, T* y);
+  void (*round_float16)(const T* x, int64_t count, T* y);
+
+  // x *= scale; returns <rows, x> of before, where a zero of x gives zero whatever its factor.
+  T (*scale_and_dot)(const T* rows, T* x, int64_t count, T scale);
+
+  // Whether every number is finite.
+  bool (*all_finite)(const T* x, int64_t count);
+};
+
+// The best set that this machine has, or the one that CL_KERNELS_ISA names (avx512, avx2,
+// baseline), if the machine has it.
+template <class T>
+const TileKernels<T>& tile_kernels();
+
+}  // namespace cl::cpu

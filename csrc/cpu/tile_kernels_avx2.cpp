@@ -1,0 +1,2 @@
+#define CL_ISA avx2
+#include "tile_kernels.inl"

@@ -1,0 +1,2 @@
+#define CL_ISA avx512
+#include "tile_kernels.inl"

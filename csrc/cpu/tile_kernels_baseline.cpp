@@ -1,0 +1,2 @@
+#define CL_ISA baseline
+#include "tile_kernels.inl"
