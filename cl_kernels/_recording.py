@@ -40,13 +40,19 @@ def recording() -> Iterator[list[PrimitiveCall]]:
         _calls.pop()
 
 
-def record(primitive: str, backend: str, query: Tensor, key: Tensor, compute_dtype: torch.dtype):
-    """Notes the call and returns zeros of its result's shape."""
-    (M, D), N = query.shape, key.shape[0]
-    call = PrimitiveCall(
-        primitive, backend, M, N, D, query.dtype, compute_dtype, query.device.type
+def record(
+    primitive: str,
+    backend: str,
+    query: Tensor,
+    shape: tuple[int, int, int],
+    compute_dtype: torch.dtype,
+):
+    """Notes a call of shape (M, N, D) on embeddings like ``query``; returns zeros as its result."""
+    M, N, D = shape
+    device = query.device.type
+    _calls[-1].append(
+        PrimitiveCall(primitive, backend, M, N, D, query.dtype, compute_dtype, device)
     )
-    _calls[-1].append(call)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     row = query.new_zeros(M, dtype=dtype)
     return (row, query.new_zeros(N, dtype=dtype)) if primitive == "row_col_logsumexp" else row

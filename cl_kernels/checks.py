@@ -65,21 +65,25 @@ def refuse_unbuilt(**options) -> None:
             raise NotImplementedError(f"{name}: this option is not built yet; pass None")
 
 
-def check_filters(where: Where, query: Tensor, key: Tensor) -> tuple[PairFilter, ...]:
+def check_filters(
+    where: Where, shape: tuple[int, int], device: torch.device
+) -> tuple[PairFilter, ...]:
+    """Filters on M x N pairs, ``shape``, whose ids are on this device."""
     filters = as_filters(where)
     for f in filters:
-        for name, ids, x, x_name in (
-            ("query_ids", f.query_ids, query, "query"),
-            ("key_ids", f.key_ids, key, "key"),
+        for name, ids, rows in (
+            ("query_ids", f.query_ids, shape[0]),
+            ("key_ids", f.key_ids, shape[1]),
         ):
-            if ids.shape[0] != x.shape[0]:
+            if ids.shape[0] != rows:
                 raise ValueError(
-                    f"where: expected {name} with one id for each of the {x.shape[0]} {x_name} "
-                    f"rows, got {ids.shape[0]}"
+                    f"where: expected {name} with one id for each of the {rows} rows, "
+                    f"got {ids.shape[0]}"
                 )
-            if ids.device != x.device:
+            if ids.device != device:
                 raise ValueError(
-                    f"where: expected {name} on the device of {x_name}, {x.device}, got {ids.device}"
+                    f"where: expected {name} on the device of the embeddings, {device}, "
+                    f"got {ids.device}"
                 )
     return filters
 

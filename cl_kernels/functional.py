@@ -19,10 +19,10 @@ from cl_kernels.checks import (
     check_scalar,
     refuse_unbuilt,
 )
-from cl_kernels.pairs import PairFilter, Where
+from cl_kernels.pairs import Where
 
 
-class _Options(NamedTuple):
+class CallOptions(NamedTuple):
     """The tail of every schema, in its order."""
 
     query_ids: tuple[Tensor, ...]
@@ -79,14 +79,18 @@ def row_logsumexp(
     """
     check_pair(query, key)
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
-    filters = check_filters(where, query, key)
-    options = _options(query, filters, compute_dtype, logit_bound)
+    shape = query.shape[0], key.shape[0]
+    options = call_options(query, shape, where, compute_dtype, logit_bound)
     name = choose(backend, query.device.type, query.dtype)
     if _recording.active():
-        return _recording.record("row_logsumexp", name, query, key, options.compute_dtype)
-    scale = _scale_tensor(scale, query)
+        return _recording.record(
+            "row_logsumexp", name, query, (*shape, query.shape[1]), options.compute_dtype
+        )
+    scale = scale_tensor(scale, query)
     if not _needs_grad(query, key, scale):
-        return overload("row_logsumexp", name)(query.contiguous(), key.contiguous(), scale, *options)
+        return overload("row_logsumexp", name)(
+            query.contiguous(), key.contiguous(), scale, *options
+        )
     if key.requires_grad:
         return _RowLogSumExp.apply(query, key, scale, name, options)
     return _RowLogSumExpFrozenKey.apply(query, key, scale, name, options)
@@ -115,12 +119,14 @@ def row_col_logsumexp(
     """
     check_pair(query, key)
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
-    filters = check_filters(where, query, key)
-    options = _options(query, filters, compute_dtype, logit_bound)
+    shape = query.shape[0], key.shape[0]
+    options = call_options(query, shape, where, compute_dtype, logit_bound)
     name = choose(backend, query.device.type, query.dtype)
     if _recording.active():
-        return _recording.record("row_col_logsumexp", name, query, key, options.compute_dtype)
-    scale = _scale_tensor(scale, query)
+        return _recording.record(
+            "row_col_logsumexp", name, query, (*shape, query.shape[1]), options.compute_dtype
+        )
+    scale = scale_tensor(scale, query)
     if not _needs_grad(query, key, scale):
         compute = overload("row_col_logsumexp", name)
         return compute(query.contiguous(), key.contiguous(), scale, *options)
@@ -152,12 +158,14 @@ def self_logsumexp(
     """
     check_embeddings("x", x)
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
-    filters = check_filters(where, x, x)
-    options = _options(x, filters, compute_dtype, logit_bound)
+    shape = x.shape[0], x.shape[0]
+    options = call_options(x, shape, where, compute_dtype, logit_bound)
     name = choose(backend, x.device.type, x.dtype)
     if _recording.active():
-        return _recording.record("self_logsumexp", name, x, x, options.compute_dtype)
-    scale = _scale_tensor(scale, x)
+        return _recording.record(
+            "self_logsumexp", name, x, (*shape, x.shape[1]), options.compute_dtype
+        )
+    scale = scale_tensor(scale, x)
     if not _needs_grad(x, scale):
         return overload("self_logsumexp", name)(x.contiguous(), scale, *options)
     return _SelfLogSumExp.apply(x, scale, name, options)
@@ -174,7 +182,7 @@ class _RowLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        _refuse_double_backward()
+        refuse_double_backward()
         query, key, scale, lse = ctx.saved_tensors
         compute = overload("row_logsumexp_backward", ctx.backend)
         (grad,) = (g.contiguous() for g in grads)
@@ -195,7 +203,7 @@ class _RowLogSumExpFrozenKey(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        _refuse_double_backward()
+        refuse_double_backward()
         query, scale, lse, mean_key = ctx.saved_tensors
         grad = grads[0].masked_fill(lse == -torch.inf, 0)[:, None]
         grad_query = grad_scale = None
@@ -218,7 +226,7 @@ class _RowColLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        _refuse_double_backward()
+        refuse_double_backward()
         query, key, scale, row, col = ctx.saved_tensors
         compute = overload("row_col_logsumexp_backward", ctx.backend)
         grad_row, grad_col = (g.contiguous() for g in grads)
@@ -236,7 +244,7 @@ class _SelfLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        _refuse_double_backward()
+        refuse_double_backward()
         x, scale, lse = ctx.saved_tensors
         compute = overload("self_logsumexp_backward", ctx.backend)
         grad_x, grad_scale = compute(grads[0].contiguous(), lse, x, scale, *ctx.options)
@@ -258,7 +266,8 @@ def _pair_gradients(ctx: Any, compute, statistics, query, key, scale):
     )
 
 
-def _refuse_double_backward() -> None:
+def refuse_double_backward() -> None:
+    """To be called by every hand-written backward: under create_graph it would be wrong."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
             "cl_kernels: double backward (create_graph=True) is not supported: the gradients of "
@@ -270,12 +279,15 @@ def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _options(
+def call_options(
     query: Tensor,
-    filters: tuple[PairFilter, ...],
+    shape: tuple[int, int],
+    where: Where,
     compute_dtype: torch.dtype | None,
     logit_bound: float | None,
-) -> _Options:
+) -> CallOptions:
+    """The checked options of a call on ``shape`` = (M, N) pairs of embeddings like ``query``."""
+    filters = check_filters(where, shape, query.device)
     if compute_dtype is None:
         compute_dtype = default_compute_dtype(query)
     elif compute_dtype not in DTYPES:
@@ -283,7 +295,7 @@ def _options(
         raise TypeError(f"compute_dtype: expected one of {supported}, got {compute_dtype}")
     if logit_bound is not None and not 0 <= logit_bound < math.inf:
         raise ValueError(f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}")
-    return _Options(
+    return CallOptions(
         tuple(f.query_ids for f in filters),
         tuple(f.key_ids for f in filters),
         tuple(f.keep == "same" for f in filters),
@@ -303,7 +315,7 @@ def default_compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
+def scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     check_scalar("scale", scale)
     if isinstance(scale, Tensor):

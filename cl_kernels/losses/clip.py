@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 
 from cl_kernels.checks import check_scalar
-from cl_kernels.functional import default_compute_dtype, row_col_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
     check_inputs,
     check_reduction,
     check_same_rows,
-    contrast,
-    float_rows,
     logit_bound,
     reduce,
 )
+from cl_kernels.losses.contrast import pair_contrast
 from cl_kernels.pairs import PairFilter
 
 
@@ -58,20 +56,17 @@ def clip(
     check_same_rows("text_features", text_features, "image_features", image_features)
     check_reduction(reduction)
     check_scalar("logit_scale", logit_scale)
-    images = float_rows(image_features, normalize=normalize)
-    texts = float_rows(text_features, normalize=normalize)
-    pair = torch.arange(images.shape[0], device=images.device)
-    row, col = row_col_logsumexp(
-        images,
-        texts,
+    pair = torch.arange(image_features.shape[0], device=image_features.device)
+    losses = pair_contrast(
+        image_features,
+        text_features,
         logit_scale,
-        where=PairFilter(pair, pair, "different"),
-        compute_dtype=default_compute_dtype(image_features),
-        logit_bound=logit_bound(logit_scale, normalize),
-        backend=backend,
+        (PairFilter(pair, pair, "different"),),
+        normalize,
+        logit_bound(logit_scale, normalize),
+        backend,
+        symmetric=True,
     )
-    positive = logit_scale * (images * texts).sum(-1)
-    losses = (contrast(row, positive) + contrast(col, positive)) / 2
     if logit_bias is not None:
         check_scalar("logit_bias", logit_bias)
         losses = losses + 0 * logit_bias  # a parameter that is used gets a gradient: zero

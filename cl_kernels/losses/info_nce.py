@@ -12,13 +12,13 @@ from cl_kernels.losses.common import (
     check_inputs,
     check_reduction,
     check_same_rows,
-    contrast,
-    float_rows,
     inverse,
     logit_bound,
     reduce,
 )
-from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.losses.contrast import contrast, pair_contrast
+from cl_kernels.losses.rows import float_rows
+from cl_kernels.pairs import PairFilter, Where, as_filters, pair_logits
 
 
 def info_nce(
@@ -77,16 +77,24 @@ def info_nce(
         raise ValueError("where: expected no filter with negatives of each query's own, got one")
 
     scale = inverse(temperature)
+    bound = logit_bound(scale, normalize)
+    key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
+    if negative_keys is None and in_batch_negatives and target is None and _trained(positive_key):
+        filters = (PairFilter(key_ids, key_ids, "different"), *filters)
+        losses = pair_contrast(
+            query, positive_key, scale, filters, normalize, bound, backend, symmetric=False
+        )
+        return reduce(losses, reduction)
+
     statistic = {
         "compute_dtype": default_compute_dtype(query),
-        "logit_bound": logit_bound(scale, normalize),
+        "logit_bound": bound,
         "backend": backend,
     }
     queries = float_rows(query, normalize=normalize)  # [B, D]
     keys = float_rows(positive_key, normalize=normalize)  # [N, D]
     negatives = None
     if in_batch_negatives:
-        key_ids = torch.arange(keys.shape[0], device=keys.device)
         not_the_positive = PairFilter(key_ids if target is None else target, key_ids, "different")
         negatives = row_logsumexp(
             queries, keys, scale, where=(not_the_positive, *filters), **statistic
@@ -99,11 +107,15 @@ def info_nce(
         else:
             lse = _own_negatives(queries, negative_keys, scale, normalize)
         negatives = lse if negatives is None else torch.logaddexp(negatives, lse)
-    positives = keys if target is None else keys[target]
-    positive = scale * (queries * positives).sum(-1)
+    positive = pair_logits(queries, keys if target is None else keys[target], scale)
     if negatives is None:
         negatives = torch.full_like(positive, -torch.inf)
     return reduce(contrast(negatives, positive), reduction)
+
+
+def _trained(key: Tensor) -> bool:
+    """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
+    return key.requires_grad or not torch.is_grad_enabled()
 
 
 def _own_negatives(queries: Tensor, negative_keys: Tensor, scale, normalize: bool) -> Tensor:
@@ -125,7 +137,9 @@ def _check_target(target: Tensor, query: Tensor, positive_key: Tensor) -> None:
             f"got shape {list(target.shape)}"
         )
     if target.device != query.device:
-        raise ValueError(f"target: expected the device of query, {query.device}, got {target.device}")
+        raise ValueError(
+            f"target: expected the device of query, {query.device}, got {target.device}"
+        )
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= positive_key.shape[0]:

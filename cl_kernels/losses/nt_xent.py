@@ -11,13 +11,13 @@ from cl_kernels.losses.common import (
     check_inputs,
     check_reduction,
     check_same_rows,
-    contrast,
-    float_rows,
     inverse,
     logit_bound,
     reduce,
 )
-from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.losses.contrast import contrast, self_contrast
+from cl_kernels.losses.rows import float_rows
+from cl_kernels.pairs import PairFilter, Where, as_filters, pair_logits
 
 
 def nt_xent(
@@ -60,22 +60,26 @@ def nt_xent(
     check_same_rows("view_1", view_1, "view_0", view_0)
     check_reduction(reduction)
     scale = inverse(temperature)
+    bound = logit_bound(scale, normalize)
+    batch = view_0.shape[0]
+    image = torch.arange(batch, device=view_0.device)
+    image = torch.cat((image, image))  # repeat() takes three times as long
+    filters = (PairFilter(image, image, "different"), *as_filters(where))
+    if negative_keys is None:
+        losses = self_contrast(view_0, view_1, scale, filters, normalize, bound, backend)
+        return reduce(losses, reduction)
+
+    check_inputs(view_0=view_0, negative_keys=negative_keys)
     statistic = {
         "compute_dtype": default_compute_dtype(view_0),
-        "logit_bound": logit_bound(scale, normalize),
+        "logit_bound": bound,
         "backend": backend,
     }
-    batch = view_0.shape[0]
-    rows = float_rows(view_0, view_1, normalize=normalize)  # [2B, D]
-    image = torch.arange(batch, device=rows.device).repeat(2)
-    other_images = PairFilter(image, image, "different")
-    negatives = self_logsumexp(rows, scale, where=(other_images, *as_filters(where)), **statistic)
-    if negative_keys is not None:
-        check_inputs(view_0=view_0, negative_keys=negative_keys)
-        keys = float_rows(negative_keys, normalize=normalize)
-        negatives = torch.logaddexp(negatives, row_logsumexp(rows, keys, scale, **statistic))
-    # After the log-sum-exp, so that in the backward pass its gradient comes last: less memory.
-    first, second = rows.unflatten(0, (2, batch)).unbind(0)
-    positive = scale * (first * second).sum(-1)  # [B]
-    losses = contrast(negatives.unflatten(0, (2, batch)), positive)
-    return reduce(losses.flatten(), reduction)
+    rows = float_rows(torch.cat([view_0, view_1]), normalize=normalize)  # [2B, D]
+    keys = float_rows(negative_keys, normalize=normalize)
+    negatives = torch.logaddexp(
+        self_logsumexp(rows, scale, where=filters, **statistic),
+        row_logsumexp(rows, keys, scale, **statistic),
+    )
+    positive = pair_logits(*rows.chunk(2), scale)  # [B]
+    return reduce(contrast(negatives, positive.repeat(2)), reduction)

@@ -68,10 +68,10 @@ class Weights {
 // Multiplies the gradient by the scale; returns <rows, gradient> of before, added in fixed order.
 template <class T>
 double finish(const Embeddings<T>& rows, T* grad, T scale) {
-  constexpr int64_t block = 64;
+  constexpr int64_t block = 64, grain = 32768;  // numbers a thread takes at least
   const int64_t width = rows.width(), blocks = (rows.rows() + block - 1) / block;
   std::vector<double> partial(blocks);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, blocks, 1 + grain / (block * width), [&](int64_t begin, int64_t end) {
     std::vector<T> buffer(rows.copies() ? block * width : 0);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t i0 = b * block, count = std::min(block, rows.rows() - i0);
@@ -97,6 +97,7 @@ T gradients(TileLoop<T>& loop, Upstream<T> row_upstream, Upstream<T> col_upstrea
   const Side<T> col(col_upstream, loop.key().rows());
   const bool careful = loop.isolate_nonfinite() || !row.finite() || !col.finite();
   if (careful && col.used()) loop.separate_sides();
+  const Products<T>& products = loop.products();
   const Weights<T> weigh(loop, row, col, careful);
   Abort abort{false};
   Turns row_turns(loop.row_blocks(), abort), col_turns(loop.col_blocks(), abort);
@@ -106,12 +107,12 @@ T gradients(TileLoop<T>& loop, Upstream<T> row_upstream, Upstream<T> col_upstrea
     weigh(tile);
     if (grad_query)
       row_turns.in_turn(tile.at.row, tile.at.row_turn, [&] {
-        add_weighted(tile.logits, tile.key, grad_query + tile.i0 * width, tile.m, tile.n, width);
+        products.add_weighted(tile.logits, tile.key, grad_query + tile.i0 * width, tile.m, tile.n);
       });
     if (grad_key && !tile.diagonal)
       turns_of_cols.in_turn(tile.at.col, tile.at.col_turn, [&] {
-        add_weighted_transposed(tile.logits, tile.query, grad_key + tile.j0 * width, tile.m,
-                                tile.n, width);
+        products.add_weighted_transposed(tile.logits, tile.query, grad_key + tile.j0 * width,
+                                         tile.m, tile.n);
       });
   };
   const auto skip = [&](const Tile<T>& tile) {

@@ -80,7 +80,8 @@ void logsumexp_mean_key(TileLoop<T>& loop, T* row, T* mean_key) {
       }
       kernels.exp_rows(tile.logits, tile.m, tile.n, scale, max, sum);
       for (int64_t i = 0; i < tile.m; ++i) rows[tile.i0 + i].sum += sum[i];
-      add_weighted(tile.logits, tile.key, mean_key + tile.i0 * width, tile.m, tile.n, width);
+      loop.products().add_weighted(tile.logits, tile.key, mean_key + tile.i0 * width, tile.m,
+                                   tile.n);
     });
   };
   const auto skip = [&](const Tile<T>& tile) {

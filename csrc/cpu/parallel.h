@@ -41,8 +41,15 @@ class Turns {
 // Calls work(tile, workspace) for every tile of the schedule; each thread makes one workspace.
 // Threads take tiles in order, and a tile waits for earlier ones only: nothing can deadlock.
 template <class Schedule, class MakeWorkspace, class Work>
-void for_each_tile(const Schedule& schedule, Abort& abort, const MakeWorkspace& make_workspace,
-                   const Work& work) {
+void for_each_tile(const Schedule& schedule, bool parallel, Abort& abort,
+                   const MakeWorkspace& make_workspace, const Work& work) {
+  if (!parallel) {
+    auto workspace = make_workspace();
+    ScheduledTile tile;
+    for (int64_t index = 0; index < schedule.size(); ++index)
+      if (schedule.tile(index, tile)) work(tile, workspace);
+    return;
+  }
   std::atomic<int64_t> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;

@@ -3,9 +3,11 @@
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "../stable.h"
+#include "tile_kernels.h"
 
 namespace cl::cpu {
 
@@ -37,23 +39,55 @@ inline void multiply(const MatrixView& out, const MatrixView& a, const MatrixVie
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, alpha));
 }
 
-// s = sign * a b^T for a [m, width] and b [n, width].
+// The three products of a tile: by plain loops where those are faster than BLAS, or where the
+// whole problem is so small that a call of BLAS would cost more than it computes; else by BLAS.
+// The choice hangs on the shape and the instruction set alone, not on the number of threads.
 template <class T>
-void similarities(const T* a, const T* b, T* s, int64_t m, int64_t n, int64_t width, T sign) {
-  multiply({s, m, n, n, 1}, {a, m, width, width, 1}, {b, width, n, 1, width}, 0., sign);
-}
+class Products {
+ public:
+  Products(int64_t rows, int64_t cols, int64_t width)
+      : width_(width),
+        small_(rows * cols * width <= kSmall),
+        loops_(small_ || kernels_.fast_products) {}
 
-// total += w b, for w [m, n] and b [n, width].
-template <class T>
-void add_weighted(const T* w, const T* b, T* total, int64_t m, int64_t n, int64_t width) {
-  multiply({total, m, width, width, 1}, {w, m, n, n, 1}, {b, n, width, width, 1}, 1., 1.);
-}
+  // Whether threads would cost more than they compute.
+  bool small() const { return small_; }
 
-// total += w^T a, for w [m, n] and a [m, width].
-template <class T>
-void add_weighted_transposed(const T* w, const T* a, T* total, int64_t m, int64_t n,
-                             int64_t width) {
-  multiply({total, n, width, width, 1}, {w, n, m, 1, n}, {a, m, width, width, 1}, 1., 1.);
-}
+  int64_t buffer_size(int64_t n) const { return loops_ ? n * width_ : 0; }
+
+  // s = sign * a b^T for a [m, width] and b [n, width].
+  void similarities(const T* a, const T* b, T* s, int64_t m, int64_t n, T sign, T* buffer) const {
+    if (!loops_) {
+      multiply({s, m, n, n, 1}, {a, m, width_, width_, 1}, {b, width_, n, 1, width_}, 0., sign);
+      return;
+    }
+    kernels_.transpose(b, n, width_, sign, buffer);
+    std::fill_n(s, m * n, T(0));
+    kernels_.multiply(a, width_, 1, buffer, s, m, n, width_);
+  }
+
+  // total += w b, for w [m, n] and b [n, width].
+  void add_weighted(const T* w, const T* b, T* total, int64_t m, int64_t n) const {
+    if (loops_)
+      kernels_.multiply(w, n, 1, b, total, m, width_, n);
+    else
+      multiply({total, m, width_, width_, 1}, {w, m, n, n, 1}, {b, n, width_, width_, 1}, 1., 1.);
+  }
+
+  // total += w^T a, for w [m, n] and a [m, width].
+  void add_weighted_transposed(const T* w, const T* a, T* total, int64_t m, int64_t n) const {
+    if (loops_)
+      kernels_.multiply(w, 1, n, a, total, n, width_, m);
+    else
+      multiply({total, n, width_, width_, 1}, {w, n, m, 1, n}, {a, m, width_, width_, 1}, 1., 1.);
+  }
+
+ private:
+  static constexpr int64_t kSmall = 1 << 20;
+
+  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  int64_t width_;
+  bool small_, loops_;
+};
 
 }  // namespace cl::cpu

@@ -8,6 +8,14 @@ namespace cl::cpu {
 template <class T>
 struct TileKernels {
   const char* instruction_set;
+  bool fast_products;  // whether multiply is to be preferred to BLAS at any size
+
+  // c[m, n] += a b for a[i, p] at a[i * a_row + p * a_col] and row-major b [k, n].
+  void (*multiply)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m,
+                   int64_t n, int64_t k);
+
+  // y[cols, rows] = factor * x^T for x [rows, cols].
+  void (*transpose)(const T* x, int64_t rows, int64_t cols, T factor, T* y);
 
   // max and sum of exp(scale * (s - max)) of every row.
   void (*fold_rows)(const T* s, int64_t m, int64_t n, T scale, T* max, T* sum);

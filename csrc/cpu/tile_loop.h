@@ -36,10 +36,12 @@ template <class T>
 class Workspace {
  public:
   // Uninitialised: what a tile needs is written before it is read.
-  Workspace(int64_t block_m, int64_t block_n, int64_t query_size, int64_t key_size)
+  Workspace(int64_t block_m, int64_t block_n, int64_t query_size, int64_t key_size,
+            int64_t transposed_size)
       : logits(new T[block_m * block_n]),
         query(new T[query_size]),
         key(new T[key_size]),
+        transposed(new T[transposed_size]),
         row_max(new T[block_m]),
         row_sum(new T[block_m]),
         col_max(new T[block_n]),
@@ -50,7 +52,7 @@ class Workspace {
     return mirrored_.get();
   }
 
-  std::unique_ptr<T[]> logits, query, key, row_max, row_sum, col_max, col_sum;
+  std::unique_ptr<T[]> logits, query, key, transposed, row_max, row_sum, col_max, col_sum;
 
  private:
   std::unique_ptr<T[]> mirrored_;
@@ -72,6 +74,7 @@ class TileLoop {
   int64_t row_blocks() const { return blocks(query().rows(), block_m_); }
   int64_t col_blocks() const { return blocks(key().rows(), block_n_); }
   T scale() const { return magnitude_; }
+  const Products<T>& products() const { return products_; }
 
   // From now on tiles are right even where embeddings are not finite: products see zeros instead,
   // and the logits of kept pairs of such rows are NaN. True if there are such rows.
@@ -88,8 +91,9 @@ class TileLoop {
   template <class Visit, class Skip>
   void run(Abort& abort, const Visit& visit, const Skip& skip) const {
     const auto workspace = [&] {
-      return Workspace<T>(block_m_, block_n_, query().copies() ? block_m_ * query().width() : 0,
-                          key().copies() ? block_n_ * key().width() : 0);
+      const int64_t width = query().width();
+      return Workspace<T>(block_m_, block_n_, query().copies() ? block_m_ * width : 0,
+                          key().copies() ? block_n_ * width : 0, products_.buffer_size(block_n_));
     };
     const auto work = [&](const ScheduledTile& at, Workspace<T>& space) {
       const int64_t i0 = at.row * block_m_, j0 = at.col * block_n_;
@@ -98,10 +102,11 @@ class TileLoop {
                    is_self_ && at.row == at.col, nullptr, nullptr, nullptr, nullptr};
       load(tile, space) ? visit(tile, space) : skip(tile);
     };
+    const bool parallel = !products_.small();
     if (is_self_)
-      for_each_tile(Tournament(row_blocks()), abort, workspace, work);
+      for_each_tile(Tournament(row_blocks()), parallel, abort, workspace, work);
     else
-      for_each_tile(LatinSquare(row_blocks(), col_blocks()), abort, workspace, work);
+      for_each_tile(LatinSquare(row_blocks(), col_blocks()), parallel, abort, workspace, work);
   }
 
   void drop(const Tile<T>& tile, T* values, T fill) const {
@@ -121,7 +126,8 @@ class TileLoop {
         block_n_(block_size(key.size(0), key.size(1))),
         filters_(options, block_m_, block_n_),
         is_self_(is_self),
-        symmetric_(filters_.symmetric()) {
+        symmetric_(filters_.symmetric()),
+        products_(query.size(0), key.size(0), query.size(1)) {
     const T value = *static_cast<const T*>(scale.const_data_ptr());
     zero_scale_ = value == 0;
     magnitude_ = zero_scale_ ? T(1) : std::abs(value);
@@ -140,7 +146,8 @@ class TileLoop {
     T* logits = space.logits.get();
     tile.query = query().block(tile.i0, tile.m, space.query.get());
     tile.key = tile.diagonal ? tile.query : key().block(tile.j0, tile.n, space.key.get());
-    similarities(tile.query, tile.key, logits, tile.m, tile.n, query().width(), sign_);
+    products_.similarities(tile.query, tile.key, logits, tile.m, tile.n, sign_,
+                           space.transposed.get());
     if (zero_scale_)
       for (int64_t p = 0; p < size; ++p) logits[p] *= 0;
     if (nonfinite_) poison(tile, logits);
@@ -172,6 +179,7 @@ class TileLoop {
   Filters filters_;
   bool is_self_, symmetric_, zero_scale_, separate_ = false, nonfinite_ = false;
   T magnitude_, sign_;
+  Products<T> products_;
 };
 
 }  // namespace cl::cpu

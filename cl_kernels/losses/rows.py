@@ -1,0 +1,57 @@
+"""The precision boundary: embeddings become float32 rows of unit length once, and their gradients
+are rounded to the embeddings' dtype once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# As torch.nn.functional.normalize: a zero row stays zero instead of becoming NaN.
+_SMALLEST_NORM = 1e-12
+
+
+def stack_rows(inputs: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """The inputs' rows stacked, in float32 (or float64), and the norms they were divided by."""
+    rows = torch.cat(tuple(inputs)) if len(inputs) > 1 else inputs[0].contiguous()
+    if rows.dtype != torch.float64:
+        rows = rows.float()
+    if not normalize:
+        return rows, None
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_SMALLEST_NORM)
+    return rows / norm, norm
+
+
+def unstack_gradient(
+    grad_rows: Tensor, rows: Tensor, norm: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The gradient of the inputs, still stacked, from that of their rows, which it overwrites."""
+    if norm is not None:
+        along = (rows * grad_rows).sum(1, keepdim=True)
+        grad_rows.addcmul_(rows, along, value=-1).div_(norm)
+    return grad_rows.to(dtype)
+
+
+class _UnitRows(torch.autograd.Function):
+    """Composed from torch's operations the same takes three more copies of the embeddings."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor):
+        rows, norm = stack_rows((x,), normalize=True)
+        ctx.save_for_backward(rows, norm)
+        ctx.dtype = x.dtype
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        rows, norm = ctx.saved_tensors
+        return unstack_gradient(grads[0].clone(), rows, norm, ctx.dtype)
+
+
+def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
+    """Differentiable rows of x in float32 (or float64), of unit length if ``normalize``."""
+    if normalize:
+        return _UnitRows.apply(x)
+    return x if x.dtype == torch.float64 else x.float()
