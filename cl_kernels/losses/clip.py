@@ -12,9 +12,8 @@ from cl_kernels.losses.common import (
     check_reduction,
     check_same_rows,
     logit_bound,
-    reduce,
 )
-from cl_kernels.losses.contrast import pair_contrast
+from cl_kernels.losses.contrast import PairContrast, contrast_of
 from cl_kernels.pairs import PairFilter
 
 
@@ -57,17 +56,18 @@ def clip(
     check_reduction(reduction)
     check_scalar("logit_scale", logit_scale)
     pair = torch.arange(image_features.shape[0], device=image_features.device)
-    losses = pair_contrast(
-        image_features,
-        text_features,
+    loss = contrast_of(
+        PairContrast,
+        "row_col_logsumexp",
+        (image_features, text_features),
         logit_scale,
         (PairFilter(pair, pair, "different"),),
-        normalize,
-        logit_bound(logit_scale, normalize),
-        backend,
-        symmetric=True,
+        normalize=normalize,
+        logit_bound=logit_bound(logit_scale, normalize),
+        reduction=reduction,
+        backend=backend,
     )
     if logit_bias is not None:
         check_scalar("logit_bias", logit_bias)
-        losses = losses + 0 * logit_bias  # a parameter that is used gets a gradient: zero
-    return reduce(losses, reduction)
+        loss = loss + 0 * logit_bias  # a parameter that is used gets a gradient: zero
+    return loss

@@ -48,12 +48,12 @@ def logit_bound(scale: float | Tensor, normalize: bool) -> float | None:
     return abs(scale) * 1.001  # rounding to bfloat16 may lengthen a unit vector
 
 
-def reduce(losses: Tensor, reduction: str) -> Tensor:
+def total(losses: Tensor, reduction: str) -> Tensor:
     """Mean or sum of the rows' losses; the mean of no row is 0."""
     if reduction == "none":
         return losses
     if losses.numel() < _SERIAL_SUM:
         return losses.mean() if reduction == "mean" and losses.numel() else losses.sum()
     # torch splits a longer sum by threads: in float64 the result does not show it.
-    total = losses.sum(dtype=torch.float64)
-    return (total / losses.numel() if reduction == "mean" else total).to(losses.dtype)
+    exact = losses.sum(dtype=torch.float64)
+    return (exact / losses.numel() if reduction == "mean" else exact).to(losses.dtype)

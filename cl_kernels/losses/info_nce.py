@@ -14,9 +14,9 @@ from cl_kernels.losses.common import (
     check_same_rows,
     inverse,
     logit_bound,
-    reduce,
+    total,
 )
-from cl_kernels.losses.contrast import contrast, pair_contrast
+from cl_kernels.losses.contrast import PairContrast, contrast, contrast_of
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters, pair_logits
 
@@ -81,10 +81,17 @@ def info_nce(
     key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
     if negative_keys is None and in_batch_negatives and target is None and _trained(positive_key):
         filters = (PairFilter(key_ids, key_ids, "different"), *filters)
-        losses = pair_contrast(
-            query, positive_key, scale, filters, normalize, bound, backend, symmetric=False
+        return contrast_of(
+            PairContrast,
+            "row_logsumexp",
+            (query, positive_key),
+            scale,
+            filters,
+            normalize=normalize,
+            logit_bound=bound,
+            reduction=reduction,
+            backend=backend,
         )
-        return reduce(losses, reduction)
 
     statistic = {
         "compute_dtype": default_compute_dtype(query),
@@ -110,7 +117,7 @@ def info_nce(
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
     if negatives is None:
         negatives = torch.full_like(positive, -torch.inf)
-    return reduce(contrast(negatives, positive), reduction)
+    return total(contrast(negatives, positive), reduction)
 
 
 def _trained(key: Tensor) -> bool:

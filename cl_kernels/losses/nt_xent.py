@@ -13,9 +13,9 @@ from cl_kernels.losses.common import (
     check_same_rows,
     inverse,
     logit_bound,
-    reduce,
+    total,
 )
-from cl_kernels.losses.contrast import contrast, self_contrast
+from cl_kernels.losses.contrast import SelfContrast, contrast, contrast_of
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters, pair_logits
 
@@ -66,8 +66,17 @@ def nt_xent(
     image = torch.cat((image, image))  # repeat() takes three times as long
     filters = (PairFilter(image, image, "different"), *as_filters(where))
     if negative_keys is None:
-        losses = self_contrast(view_0, view_1, scale, filters, normalize, bound, backend)
-        return reduce(losses, reduction)
+        return contrast_of(
+            SelfContrast,
+            "self_logsumexp",
+            (view_0, view_1),
+            scale,
+            filters,
+            normalize=normalize,
+            logit_bound=bound,
+            reduction=reduction,
+            backend=backend,
+        )
 
     check_inputs(view_0=view_0, negative_keys=negative_keys)
     statistic = {
@@ -82,4 +91,4 @@ def nt_xent(
         row_logsumexp(rows, keys, scale, **statistic),
     )
     positive = pair_logits(*rows.chunk(2), scale)  # [B]
-    return reduce(contrast(negatives, positive.repeat(2)), reduction)
+    return total(contrast(negatives, positive.repeat(2)), reduction)

@@ -24,14 +24,12 @@ def stack_rows(inputs: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tenso
     return rows / norm, norm
 
 
-def unstack_gradient(
-    grad_rows: Tensor, rows: Tensor, norm: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def unstack_gradient(grad_rows: Tensor, rows: Tensor, norm: Tensor | None) -> Tensor:
     """The gradient of the inputs, still stacked, from that of their rows, which it overwrites."""
     if norm is not None:
         along = (rows * grad_rows).sum(1, keepdim=True)
         grad_rows.addcmul_(rows, along, value=-1).div_(norm)
-    return grad_rows.to(dtype)
+    return grad_rows
 
 
 class _UnitRows(torch.autograd.Function):
@@ -47,7 +45,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         rows, norm = ctx.saved_tensors
-        return unstack_gradient(grads[0].clone(), rows, norm, ctx.dtype)
+        return unstack_gradient(grads[0].clone(), rows, norm).to(ctx.dtype)
 
 
 def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
