@@ -4,9 +4,8 @@ Everything here computes statistics of the similarity matrix ``S = scale * query
 tile and never holds it.
 """
 
-__version__ = "0.1.0"
-
 from cl_kernels._dispatch import use_backend
+from cl_kernels._version import __version__
 from cl_kernels.checks import debug_checks
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.functional import row_col_logsumexp, row_logsumexp, self_logsumexp
@@ -19,6 +18,7 @@ __all__ = [
     "InfoNCELoss",
     "NTXentLoss",
     "PairFilter",
+    "__version__",
     "clip",
     "debug_checks",
     "doctor",

@@ -42,6 +42,17 @@ SCHEMAS = {
     ),
 }
 
+_CONTRAST = f"{_OPTIONS}, bool normalize, float share, bool[] needs"
+_CONTRAST_RESULT = "(Tensor, Tensor, Tensor, Tensor)"
+
+# What only the compiled CPU library computes: losses and gradients in one call, for small batches.
+FUSED_SCHEMAS = {
+    "self_contrast": f"(Tensor view_0, Tensor view_1, Tensor scale, {_CONTRAST})"
+    f" -> {_CONTRAST_RESULT}",
+    "pair_contrast": f"(Tensor query, Tensor key, Tensor scale, {_CONTRAST}, bool symmetric)"
+    f" -> {_CONTRAST_RESULT}",
+}
+
 _library = torch.library.Library("cl_kernels", "DEF")
 
 
@@ -88,6 +99,24 @@ def _row_col_backward_fake(grad_row, grad_col, row, col, query, key, scale, *opt
     return _gradients(query, key, *options[-2:])
 
 
+def _self_contrast_fake(view_0, view_1, scale, *options):
+    needs = options[-1]
+    wanted = needs[0] or needs[1] or needs[2]
+    losses = _accumulator(view_0, 2 * view_0.shape[0])
+    return losses, *_contrast_gradients(view_0, view_1, wanted, wanted)
+
+
+def _pair_contrast_fake(query, key, scale, *options):
+    needs = options[-2]
+    by_query = needs[1] or (needs[0] and not needs[2])
+    return _accumulator(query, query.shape[0]), *_contrast_gradients(query, key, by_query, needs[2])
+
+
+def _contrast_gradients(first: Tensor, second: Tensor, need_first: bool, need_second: bool):
+    by_first, by_second, by_scale = _gradients(first, second, need_first, need_second)
+    return by_scale, by_first, by_second
+
+
 _FAKES = {
     "row_logsumexp": lambda query, *_: _accumulator(query, query.shape[0]),
     "row_logsumexp_mean_key": lambda query, *_: (
@@ -105,12 +134,14 @@ _FAKES = {
         _accumulator(x, *x.shape),
         _accumulator(x),
     ),
+    "self_contrast": _self_contrast_fake,
+    "pair_contrast": _pair_contrast_fake,
 }
 
 
 def _define(operation: str, backend: str) -> Callable[..., Any]:
     name = f"{operation}.{backend}"
-    _library.define(name + SCHEMAS[operation])
+    _library.define(name + (SCHEMAS | FUSED_SCHEMAS)[operation])
     torch.library.register_fake(f"cl_kernels::{name}", _FAKES[operation], lib=_library)
     if backend in PYTHON_BACKENDS:
         implementation = _python_implementation(operation, backend)
@@ -119,3 +150,4 @@ def _define(operation: str, backend: str) -> Callable[..., Any]:
 
 
 _overloads = {(op, backend): _define(op, backend) for op in SCHEMAS for backend in BACKENDS}
+_overloads |= {(op, "native"): _define(op, "native") for op in FUSED_SCHEMAS}

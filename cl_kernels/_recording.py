@@ -16,6 +16,7 @@ class PrimitiveCall:
 
     primitive: str
     backend: str
+    asked: str | None
     M: int
     N: int
     D: int
@@ -43,16 +44,18 @@ def recording() -> Iterator[list[PrimitiveCall]]:
 def record(
     primitive: str,
     backend: str,
+    asked: str | None,
     query: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int],
     compute_dtype: torch.dtype,
-):
-    """Notes a call of shape (M, N, D) on embeddings like ``query``; returns zeros as its result."""
-    M, N, D = shape
+) -> tuple[Tensor, Tensor]:
+    """Notes a call on M x N pairs of embeddings like ``query``; returns zeros, [M] and [N].
+
+    ``asked`` says where the backend was asked for by name, if it was.
+    """
+    (M, N), D = shape, query.shape[1]
     device = query.device.type
-    _calls[-1].append(
-        PrimitiveCall(primitive, backend, M, N, D, query.dtype, compute_dtype, device)
-    )
+    call = PrimitiveCall(primitive, backend, asked, M, N, D, query.dtype, compute_dtype, device)
+    _calls[-1].append(call)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    row = query.new_zeros(M, dtype=dtype)
-    return (row, query.new_zeros(N, dtype=dtype)) if primitive == "row_col_logsumexp" else row
+    return query.new_zeros(M, dtype=dtype), query.new_zeros(N, dtype=dtype)

@@ -109,6 +109,8 @@ def check_scalar(name: str, value: float | Tensor, *, nonzero: bool = False) -> 
         number = value
     else:
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
+    if torch.compiler.is_compiling():  # a number may be symbolic there
+        return
     if not math.isfinite(number) or (nonzero and number == 0):
         expected = "a finite number other than zero" if nonzero else "a finite number"
         raise ValueError(f"{name}: expected {expected}, got {number}")

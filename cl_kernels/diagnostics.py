@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import PREFERENCE, choose, reason_against, requested
+from cl_kernels._dispatch import PREFERENCE, choose, reason_against
 from cl_kernels._ops import BACKENDS
 from cl_kernels._recording import PrimitiveCall
+from cl_kernels._version import __version__
 
 # Matrix-product operations in units of 2 M N D flops: (forward, backward).
 _VISITS = {
@@ -92,14 +93,13 @@ def explain(function: Callable, *args, **kwargs) -> Explanation:
 
 
 def _why(call: PrimitiveCall) -> str:
+    if call.asked is not None:
+        return f"asked for by name: {call.asked}"
     reasons = []
     for name in PREFERENCE.get(call.device, ()):
         if name == call.backend:
             break
         reasons.append(f"{name}: {reason_against(name, call.device, call.dtype)}")
-    asked = requested(None)
-    if call.backend not in PREFERENCE.get(call.device, ("chunked",)) or asked:
-        return "asked for by name"
     return "; ".join(reasons) or f"first choice on {call.device}"
 
 
@@ -126,8 +126,6 @@ def doctor() -> Report:
 
     Float32 embeddings are meant; ``explain`` tells about one call.
     """
-    from cl_kernels import __version__
-
     devices = ("cpu", "cuda")
     cuda = torch.version.cuda or "none (this torch is built without CUDA)"
     if torch.version.cuda and not torch.cuda.is_available():

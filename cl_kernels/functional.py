@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import choose
+from cl_kernels._dispatch import choose, requested
 from cl_kernels._ops import overload
 from cl_kernels.checks import (
     DTYPES,
@@ -83,9 +83,7 @@ def row_logsumexp(
     options = call_options(query, shape, where, compute_dtype, logit_bound)
     name = choose(backend, query.device.type, query.dtype)
     if _recording.active():
-        return _recording.record(
-            "row_logsumexp", name, query, (*shape, query.shape[1]), options.compute_dtype
-        )
+        return note_call("row_logsumexp", name, backend, query, shape, options)[0]
     scale = scale_tensor(scale, query)
     if not _needs_grad(query, key, scale):
         return overload("row_logsumexp", name)(
@@ -123,9 +121,7 @@ def row_col_logsumexp(
     options = call_options(query, shape, where, compute_dtype, logit_bound)
     name = choose(backend, query.device.type, query.dtype)
     if _recording.active():
-        return _recording.record(
-            "row_col_logsumexp", name, query, (*shape, query.shape[1]), options.compute_dtype
-        )
+        return note_call("row_col_logsumexp", name, backend, query, shape, options)
     scale = scale_tensor(scale, query)
     if not _needs_grad(query, key, scale):
         compute = overload("row_col_logsumexp", name)
@@ -162,9 +158,7 @@ def self_logsumexp(
     options = call_options(x, shape, where, compute_dtype, logit_bound)
     name = choose(backend, x.device.type, x.dtype)
     if _recording.active():
-        return _recording.record(
-            "self_logsumexp", name, x, (*shape, x.shape[1]), options.compute_dtype
-        )
+        return note_call("self_logsumexp", name, backend, x, shape, options)[0]
     scale = scale_tensor(scale, x)
     if not _needs_grad(x, scale):
         return overload("self_logsumexp", name)(x.contiguous(), scale, *options)
@@ -205,13 +199,15 @@ class _RowLogSumExpFrozenKey(torch.autograd.Function):
     def backward(ctx: Any, *grads):
         refuse_double_backward()
         query, scale, lse, mean_key = ctx.saved_tensors
-        grad = grads[0].masked_fill(lse == -torch.inf, 0)[:, None]
+        empty = (lse == -torch.inf)[:, None]
+        grad = grads[0][:, None].masked_fill(empty, 0)
         grad_query = grad_scale = None
         if ctx.needs_input_grad[0]:
             grad_query = (mean_key * (scale * grad)).to(query.dtype)
         if ctx.needs_input_grad[2]:
             rounded = query.to(ctx.compute_dtype).to(mean_key.dtype)
-            grad_scale = (rounded * mean_key).mul_(grad).sum(dtype=torch.float64).to(scale.dtype)
+            products = (rounded * mean_key).mul_(grad).masked_fill_(empty, 0)
+            grad_scale = products.sum(dtype=torch.float64).to(scale.dtype)
         return grad_query, None, grad_scale, None, None
 
 
@@ -266,6 +262,13 @@ def _pair_gradients(ctx: Any, compute, statistics, query, key, scale):
     )
 
 
+def note_call(primitive, name, backend, query, shape, options) -> tuple[Tensor, Tensor]:
+    """For ``explain``: zeros in place of the statistics of rows and columns."""
+    asked = requested(backend)
+    source = None if asked is None else asked[1]
+    return _recording.record(primitive, name, source, query, shape, options.compute_dtype)
+
+
 def refuse_double_backward() -> None:
     """To be called by every hand-written backward: under create_graph it would be wrong."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -310,8 +313,9 @@ def call_options(
 
 def default_compute_dtype(x: Tensor) -> torch.dtype:
     """Autocast's dtype for float32 embeddings where autocast is on, else their own."""
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
+    device = x.device.type
+    if x.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return x.dtype
 
 

@@ -54,15 +54,16 @@ class PairFilter:
 Where = PairFilter | Sequence[PairFilter]
 
 
-def as_filters(where: Where) -> tuple[PairFilter, ...]:
-    """The filters of a ``where`` argument as a tuple of at most two."""
+def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
+    """The filters of a ``where`` argument as a tuple of at most ``most``."""
     filters = (where,) if isinstance(where, PairFilter) else where
     if not isinstance(filters, (tuple, list)) or not all(
         isinstance(f, PairFilter) for f in filters
     ):
         raise TypeError(f"where: expected a PairFilter or a sequence of them, got {where!r}")
-    if len(filters) > MAX_FILTERS:
-        raise ValueError(f"where: expected at most {MAX_FILTERS} filters, got {len(filters)}")
+    if len(filters) > most:
+        plural = "s" if most > 1 else ""
+        raise ValueError(f"where: expected at most {most} filter{plural}, got {len(filters)}")
     return tuple(filters)
 
 

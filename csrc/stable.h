@@ -22,14 +22,14 @@ struct Options {
   ScalarType compute_dtype;
 };
 
-#define CL_OPTION_PARAMETERS                                                                  \
-  std::vector<Tensor> query_ids, std::vector<Tensor> key_ids, std::vector<bool> keep_same,    \
-      std::optional<Tensor> below, std::optional<Tensor> key_bias,                            \
-      std::optional<Tensor> guide_query, std::optional<Tensor> guide_key,                     \
+#define CL_OPTION_PARAMETERS                                                               \
+  std::vector<Tensor> query_ids, std::vector<Tensor> key_ids, std::vector<bool> keep_same, \
+      std::optional<Tensor> below, std::optional<Tensor> key_bias,                         \
+      std::optional<Tensor> guide_query, std::optional<Tensor> guide_key,                  \
       ScalarType compute_dtype, std::optional<double> /*logit_bound*/
 
-#define CL_CHECK_OPTIONS                                                                      \
-  STD_TORCH_CHECK(!below && !key_bias && !guide_query && !guide_key,                          \
+#define CL_CHECK_OPTIONS                                             \
+  STD_TORCH_CHECK(!below && !key_bias && !guide_query && !guide_key, \
                   "cl_kernels: below, key_bias and guide are not built yet")
 
 #define CL_OPTIONS \

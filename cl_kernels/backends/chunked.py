@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-TILE_ROWS = 1024
-TILE_COLS = 2048  # a float32 tile and its temporaries take about 32 MB
+TILE_ROWS = 512
+TILE_COLS = 2048  # a float32 tile and its temporaries take about 50 MB
 
 
 def unavailable() -> str | None:

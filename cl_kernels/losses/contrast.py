@@ -5,8 +5,9 @@ and the positive is one dot product. ``-log softmax`` over all keys is the same 
 float32 ``lse_all - positive`` loses every digit of a small loss.
 
 ``SelfContrast`` and ``PairContrast`` are the composition of ``stack_rows``, a statistic and
-``contrast``, differentiated by hand: at small batches torch's bookkeeping costs more than the
-arithmetic, and the positives' gradient is added into the statistic's own buffer.
+``contrast``, differentiated by hand: the positives' gradient is added into the statistic's own
+buffer. ``fused`` is the same in one call of the compiled CPU library: at small batches torch's
+bookkeeping costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from torch import Tensor
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import overload
-from cl_kernels.functional import CallOptions, call_options, refuse_double_backward, scale_tensor
+from cl_kernels.functional import (
+    CallOptions,
+    call_options,
+    note_call,
+    refuse_double_backward,
+    scale_tensor,
+)
 from cl_kernels.losses.common import total
 from cl_kernels.losses.rows import stack_rows, unstack_gradient
 from cl_kernels.pairs import PairFilter
@@ -38,23 +45,31 @@ class SelfContrast(NamedTuple):
     normalize: bool
     backend: str
     options: CallOptions
-    statistic: str = "self_logsumexp"
+    statistic: str
+
+    def count(self, views: Sequence[Tensor]) -> int:
+        return views[0].shape[0] + views[1].shape[0]
 
     def losses(self, views: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, tuple]:
         """Losses of all rows, [2B], and what their gradients need."""
         rows, norm = stack_rows(views, self.normalize)
-        lse = overload("self_logsumexp", self.backend)(rows, scale, *self.options)
+        lse = overload(self.statistic, self.backend)(rows, scale, *self.options)
         first, second = rows.chunk(2)
         similarity = (first * second).sum(1)  # [B]
         margin = lse.view(2, -1) - scale * similarity  # [2, B]
         losses = F.softplus(margin, threshold=40).view(-1)
         return losses, (rows, norm, scale, lse, similarity, margin)
 
+    def fused(self, views, scale: Tensor, share: float, needs: Sequence[bool]) -> tuple:
+        """Losses of all rows, and gradients of ``share`` times their sum."""
+        compute = overload("self_contrast", self.backend)
+        return compute(*views, scale, *self.options, self.normalize, share, needs)
+
     def gradients(self, state: tuple, grad: Tensor, needs: Sequence[bool]) -> tuple:
         """Of the scale and the views, in float32, for ``grad`` [2B] or [] of the losses."""
         rows, norm, scale, lse, similarity, margin = state
         pull = margin.sigmoid() * (grad.view(2, -1) if grad.dim() else grad)
-        compute = overload("self_logsumexp_backward", self.backend)
+        compute = overload(f"{self.statistic}_backward", self.backend)
         grad_rows, grad_scale = compute(pull.view(-1), lse, rows, scale, *self.options)
         pull = pull.sum(0)  # d loss / d positive is its negative
         weight = (scale * pull)[:, None]
@@ -73,6 +88,9 @@ class PairContrast(NamedTuple):
     options: CallOptions
     statistic: str
 
+    def count(self, pair: Sequence[Tensor]) -> int:
+        return pair[0].shape[0]
+
     def losses(self, pair: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, tuple]:
         """Losses of all queries, [B], and what their gradients need."""
         rows, row_norm = stack_rows(pair[:1], self.normalize)
@@ -84,6 +102,12 @@ class PairContrast(NamedTuple):
         losses = F.softplus(margin, threshold=40)
         losses = losses.mean(0) if len(losses) > 1 else losses[0]
         return losses, (rows, row_norm, keys, key_norm, scale, lse, similarity, margin)
+
+    def fused(self, pair, scale: Tensor, share: float, needs: Sequence[bool]) -> tuple:
+        """Losses of all queries, and gradients of ``share`` times their sum."""
+        compute = overload("pair_contrast", self.backend)
+        symmetric = self.statistic == "row_col_logsumexp"
+        return compute(*pair, scale, *self.options, self.normalize, share, needs, symmetric)
 
     def gradients(self, state: tuple, grad: Tensor, needs: Sequence[bool]) -> tuple:
         """Of the scale, the query and the key, in float32, for ``grad`` [B] or [] of the losses."""
@@ -128,15 +152,30 @@ def contrast_of(
     options = call_options(first, (M, N), where, None, logit_bound)
     name = choose(backend, first.device.type, first.dtype)
     if _recording.active():
-        shape = M, N, first.shape[1]
-        _recording.record(statistic, name, first, shape, options.compute_dtype)
-        return total(first.new_zeros(M), reduction)
+        rows, _ = note_call(statistic, name, backend, first, (M, N), options)
+        return total(rows, reduction)
     contrast = kind(normalize, name, options, statistic)
-    scale = scale_tensor(scale, first)
+    factor = scale_tensor(scale, first)
     if reduction == "none":
-        return _RowLosses.apply(contrast, scale, *embeddings)
-    needs = tuple(torch.is_grad_enabled() and x.requires_grad for x in (scale, *embeddings))
-    return _TotalLoss.apply(contrast, reduction, needs, scale, *embeddings)
+        return _RowLosses.apply(contrast, factor, *embeddings)
+    needs = tuple(torch.is_grad_enabled() and x.requires_grad for x in (factor, *embeddings))
+    if not any(needs):
+        return _total_and_gradients(contrast, reduction, needs, factor, embeddings)[0]
+    return _TotalLoss.apply(contrast, reduction, needs, factor, *embeddings)
+
+
+def _total_and_gradients(contrast, reduction: str, needs, scale: Tensor, embeddings) -> tuple:
+    share = 1 / max(contrast.count(embeddings), 1) if reduction == "mean" else 1.0
+    if contrast.backend == "native":
+        embeddings = [x.contiguous() for x in embeddings]
+        losses, *gradients = contrast.fused(embeddings, scale, share, needs)
+    else:
+        losses, state = contrast.losses(embeddings, scale)
+        gradients = needs  # none is wanted
+        if any(needs):
+            gradients = contrast.gradients(state, losses.new_full((), share), needs)
+    wanted = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    return total(losses, reduction), *wanted
 
 
 class _RowLosses(torch.autograd.Function):
@@ -161,12 +200,10 @@ class _TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, contrast, reduction, needs, scale, *embeddings):
-        losses, state = contrast.losses(embeddings, scale)
+        loss, *gradients = _total_and_gradients(contrast, reduction, needs, scale, embeddings)
+        ctx.save_for_backward(*gradients)
         ctx.dtype = embeddings[0].dtype
-        if any(needs):
-            share = 1 / max(losses.numel(), 1) if reduction == "mean" else 1.0
-            ctx.save_for_backward(*contrast.gradients(state, losses.new_full((), share), needs))
-        return total(losses, reduction)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):

@@ -72,7 +72,7 @@ def info_nce(
     if in_batch_negatives is None:
         in_batch_negatives = negative_keys is None
     shared = negative_keys is not None and negative_keys.dim() == 2
-    filters = as_filters(where)
+    filters = as_filters(where, most=1 if in_batch_negatives else 2)
     if filters and not (in_batch_negatives or shared):
         raise ValueError("where: expected no filter with negatives of each query's own, got one")
 

@@ -64,7 +64,7 @@ def nt_xent(
     batch = view_0.shape[0]
     image = torch.arange(batch, device=view_0.device)
     image = torch.cat((image, image))  # repeat() takes three times as long
-    filters = (PairFilter(image, image, "different"), *as_filters(where))
+    filters = (PairFilter(image, image, "different"), *as_filters(where, most=1))
     if negative_keys is None:
         return contrast_of(
             SelfContrast,
@@ -90,5 +90,5 @@ def nt_xent(
         self_logsumexp(rows, scale, where=filters, **statistic),
         row_logsumexp(rows, keys, scale, **statistic),
     )
-    positive = pair_logits(*rows.chunk(2), scale)  # [B]
+    positive = pair_logits(rows[:batch], rows[batch:], scale)  # [B]
     return total(contrast(negatives, positive.repeat(2)), reduction)

@@ -16,8 +16,11 @@ class Filters {
   Filters(const Options& options, int64_t block_m, int64_t block_n) {
     for (size_t f = 0; f < options.keep_same.size(); ++f) {
       const Tensor &query = options.query_ids[f], &key = options.key_ids[f];
-      Filter filter{query.const_data_ptr<int64_t>(), key.const_data_ptr<int64_t>(),
-                    options.keep_same[f], {}, {}};
+      Filter filter{query.const_data_ptr<int64_t>(),
+                    key.const_data_ptr<int64_t>(),
+                    options.keep_same[f],
+                    {},
+                    {}};
       filter.query_ranges = ranges(filter.query, query.size(0), block_m);
       filter.key_ranges = ranges(filter.key, key.size(0), block_n);
       filters_.push_back(std::move(filter));

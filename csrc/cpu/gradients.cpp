@@ -71,16 +71,17 @@ double finish(const Embeddings<T>& rows, T* grad, T scale) {
   constexpr int64_t block = 64, grain = 32768;  // numbers a thread takes at least
   const int64_t width = rows.width(), blocks = (rows.rows() + block - 1) / block;
   std::vector<double> partial(blocks);
-  torch::stable::parallel_for(0, blocks, 1 + grain / (block * width), [&](int64_t begin, int64_t end) {
-    std::vector<T> buffer(rows.copies() ? block * width : 0);
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t i0 = b * block, count = std::min(block, rows.rows() - i0);
-      const T* x = rows.block(i0, count, buffer.data());
-      for (int64_t i = 0; i < count; ++i)
-        partial[b] += tile_kernels<T>().scale_and_dot(x + i * width, grad + (i0 + i) * width,
-                                                      width, scale);
-    }
-  });
+  torch::stable::parallel_for(
+      0, blocks, 1 + grain / (block * width), [&](int64_t begin, int64_t end) {
+        std::vector<T> buffer(rows.copies() ? block * width : 0);
+        for (int64_t b = begin; b < end; ++b) {
+          const int64_t i0 = b * block, count = std::min(block, rows.rows() - i0);
+          const T* x = rows.block(i0, count, buffer.data());
+          for (int64_t i = 0; i < count; ++i)
+            partial[b] += tile_kernels<T>().scale_and_dot(x + i * width, grad + (i0 + i) * width,
+                                                          width, scale);
+        }
+      });
   double sum = 0;
   for (const double p : partial) sum += p;
   return sum;
@@ -117,8 +118,7 @@ T gradients(TileLoop<T>& loop, Upstream<T> row_upstream, Upstream<T> col_upstrea
   };
   const auto skip = [&](const Tile<T>& tile) {
     if (grad_query) row_turns.in_turn(tile.at.row, tile.at.row_turn, [] {});
-    if (grad_key && !tile.diagonal)
-      turns_of_cols.in_turn(tile.at.col, tile.at.col_turn, [] {});
+    if (grad_key && !tile.diagonal) turns_of_cols.in_turn(tile.at.col, tile.at.col_turn, [] {});
   };
   loop.run(abort, visit, skip);
 
@@ -131,8 +131,7 @@ T gradients(TileLoop<T>& loop, Upstream<T> row_upstream, Upstream<T> col_upstrea
   return static_cast<T>(is_self ? grad_scale / 2 : grad_scale);
 }
 
-template float gradients(TileLoop<float>&, Upstream<float>, Upstream<float>, float, float*,
-                         float*);
+template float gradients(TileLoop<float>&, Upstream<float>, Upstream<float>, float, float*, float*);
 template double gradients(TileLoop<double>&, Upstream<double>, Upstream<double>, double, double*,
                           double*);
 

@@ -1,5 +1,4 @@
 #include "../statistics.h"
-
 #include "visits.h"
 
 namespace cl::cpu {
@@ -35,9 +34,8 @@ void logsumexp(const TileLoop<T>& loop, T* row, T* col) {
     T *row_max = space.row_max.get(), *row_sum = space.row_sum.get();
     T *col_max = space.col_max.get(), *col_sum = space.col_sum.get();
     kernels.fold_rows(tile.logits, tile.m, tile.n, scale, row_max, row_sum);
-    row_turns.in_turn(tile.at.row, tile.at.row_turn, [&] {
-      merge(rows.data() + tile.i0, row_max, row_sum, tile.m, scale);
-    });
+    row_turns.in_turn(tile.at.row, tile.at.row_turn,
+                      [&] { merge(rows.data() + tile.i0, row_max, row_sum, tile.m, scale); });
     if (!col || tile.diagonal) return;
     kernels.fold_cols(tile.mirrored, tile.m, tile.n, scale, col_max, col_sum);
     turns_of_cols.in_turn(tile.at.col, tile.at.col_turn, [&] {

@@ -1,50 +1,12 @@
 // The .native overloads for CPU tensors. Schemas and checks are in Python (cl_kernels/_ops.py).
 #include <tuple>
 
-#include "../stable.h"
+#include "contrast.h"
+#include "tensors.h"
 #include "visits.h"
 
 namespace cl::cpu {
 namespace {
-
-ScalarType accumulator(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-template <class T>
-const T* data(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-
-Tensor empty(const Tensor& x, std::vector<int64_t> size) {
-  return torch::stable::new_empty(x, size, accumulator(x));
-}
-
-Tensor zeros(const Tensor& x, std::vector<int64_t> size) {
-  return torch::stable::new_zeros(x, size, accumulator(x));
-}
-
-// compute(T{}) in float, or in double for double tensors.
-template <class Compute>
-auto by_accumulator(const Tensor& x, const Compute& compute) {
-  return accumulator(x) == ScalarType::Double ? compute(double{}) : compute(float{});
-}
-
-Tensor zeros_if(bool needed, const Tensor& x) {
-  return needed ? zeros(x, {x.size(0), x.size(1)}) : empty(x, {0});
-}
-
-template <class T>
-Tensor scalar(const Tensor& x, T value) {
-  Tensor result = empty(x, {});
-  *mutable_data<T>(result) = value;
-  return result;
-}
 
 Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale,
                      CL_OPTION_PARAMETERS) {
@@ -138,6 +100,24 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
   });
 }
 
+Contrast self_contrast(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
+                       CL_OPTION_PARAMETERS, bool normalize, double share,
+                       std::vector<bool> needs) {
+  CL_CHECK_OPTIONS;
+  return by_accumulator(view_0, [&]<class T>(T) {
+    return contrast_views<T>(view_0, view_1, scale, CL_OPTIONS, normalize, share, needs);
+  });
+}
+
+Contrast pair_contrast(const Tensor& query, const Tensor& key, const Tensor& scale,
+                       CL_OPTION_PARAMETERS, bool normalize, double share, std::vector<bool> needs,
+                       bool symmetric) {
+  CL_CHECK_OPTIONS;
+  return by_accumulator(query, [&]<class T>(T) {
+    return contrast_pairs<T>(query, key, scale, CL_OPTIONS, normalize, share, needs, symmetric);
+  });
+}
+
 }  // namespace
 }  // namespace cl::cpu
 
@@ -149,4 +129,6 @@ STABLE_TORCH_LIBRARY_IMPL(cl_kernels, CPU, m) {
   m.impl("row_col_logsumexp_backward.native", TORCH_BOX(&cl::cpu::row_col_logsumexp_backward));
   m.impl("self_logsumexp.native", TORCH_BOX(&cl::cpu::self_logsumexp));
   m.impl("self_logsumexp_backward.native", TORCH_BOX(&cl::cpu::self_logsumexp_backward));
+  m.impl("self_contrast.native", TORCH_BOX(&cl::cpu::self_contrast));
+  m.impl("pair_contrast.native", TORCH_BOX(&cl::cpu::pair_contrast));
 }

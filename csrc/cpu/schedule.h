@@ -66,8 +66,7 @@ class LatinSquare {
   // How many of the rounds before this one visit block b of the longer side: those t for which
   // (b - t) mod long is a block of the shorter one.
   int64_t earlier_visits(int64_t b, int64_t round) const {
-    if (round <= b)
-      return std::max<int64_t>(0, std::min(b, short_ - 1) - (b - round));
+    if (round <= b) return std::max<int64_t>(0, std::min(b, short_ - 1) - (b - round));
     const int64_t wrapped = long_ - (round - b - 1);  // the lowest block after wrapping around
     return std::min(b + 1, short_) + std::max<int64_t>(0, short_ - wrapped);
   }

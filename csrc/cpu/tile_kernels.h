@@ -11,8 +11,8 @@ struct TileKernels {
   bool fast_products;  // whether multiply is to be preferred to BLAS at any size
 
   // c[m, n] += a b for a[i, p] at a[i * a_row + p * a_col] and row-major b [k, n].
-  void (*multiply)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m,
-                   int64_t n, int64_t k);
+  void (*multiply)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
+                   int64_t k);
 
   // y[cols, rows] = factor * x^T for x [rows, cols].
   void (*transpose)(const T* x, int64_t rows, int64_t cols, T factor, T* y);
@@ -37,9 +37,8 @@ struct TileKernels {
 
   // s[i, j] = row_grad[i] * exp(scale * s[i, j] - row_lse[i])
   //         + col_grad[j] * exp(scale * mirrored[i, j] - col_lse[j]); mirrored may be s.
-  void (*row_col_weights)(T* s, const T* mirrored, int64_t m, int64_t n, T scale,
-                          const T* row_grad, const T* row_lse, const T* col_grad,
-                          const T* col_lse);
+  void (*row_col_weights)(T* s, const T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
+                          const T* row_lse, const T* col_grad, const T* col_lse);
 
   // value[i, j] = fill unless (row_ids[i] == col_ids[j]) == keep_same.
   void (*drop)(T* values, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
@@ -50,6 +49,12 @@ struct TileKernels {
   void (*widen_float16)(const uint16_t* x, int64_t count, T* y);
   void (*round_bfloat16)(const T* x, int64_t count, T* y);
   void (*round_float16)(const T* x, int64_t count, T* y);
+
+  // <x, y>.
+  T (*dot)(const T* x, const T* y, int64_t count);
+
+  // y = a * y + b * x.
+  void (*combine)(T a, T* y, T b, const T* x, int64_t count);
 
   // x *= scale; returns <rows, x> of before, where a zero of x gives zero whatever its factor.
   T (*scale_and_dot)(const T* rows, T* x, int64_t count, T scale);

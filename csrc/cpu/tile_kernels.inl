@@ -4,10 +4,9 @@
 // use may be included here: the linker could keep the copy compiled for the wrong machine.
 #include <type_traits>
 
+#include "../statistics.h"
 #include "exp.h"
 #include "tile_kernels.h"
-
-#include "../statistics.h"
 
 namespace cl::cpu {
 namespace {
@@ -28,8 +27,7 @@ __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_
   constexpr int width = sizeof(V) / sizeof(T);
   V sum[ROWS][COLS];
   for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLS; ++j)
-      sum[i][j] = *reinterpret_cast<const V*>(c + i * n + j * width);
+    for (int j = 0; j < COLS; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * n + j * width);
   for (int64_t p = 0; p < k; ++p, a += a_col, b += n)
     for (int j = 0; j < COLS; ++j) {
       const V column = *reinterpret_cast<const V*>(b + j * width);
@@ -237,11 +235,9 @@ float rounded_float16(float x) {
   const uint32_t magnitude = bits ^ sign;
   const float absolute = bit_cast<float>(magnitude);
   const float subnormal = (absolute + 0.5f) - 0.5f;  // floats in [0.5, 1) are 2^-24 apart
-  const float normal =
-      bit_cast<float>((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) & ~0x1fffu);
+  const float normal = bit_cast<float>((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) & ~0x1fffu);
   const float infinity = bit_cast<float>(0x7f800000u);
-  const float rounded =
-      absolute < 0x1p-14f ? subnormal : absolute >= 65520.f ? infinity : normal;
+  const float rounded = absolute < 0x1p-14f ? subnormal : absolute >= 65520.f ? infinity : normal;
   return x == x ? bit_cast<float>(bit_cast<uint32_t>(rounded) | sign) : x;
 }
 
@@ -253,6 +249,21 @@ void widen(const uint16_t* __restrict x, int64_t count, T* __restrict y) {
 template <class T, float (*rounded)(float)>
 void round_to(const T* __restrict x, int64_t count, T* __restrict y) {
   for (int64_t i = 0; i < count; ++i) y[i] = rounded(static_cast<float>(x[i]));
+}
+
+template <class T>
+T dot(const T* x, const T* y, int64_t count) {
+  T lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * y[i + l];
+  for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i] * y[i];
+  return sum_lanes(lanes);
+}
+
+template <class T>
+void combine(T a, T* __restrict y, T b, const T* __restrict x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = a * y[i] + b * x[i];
 }
 
 template <class T>
@@ -294,6 +305,8 @@ constexpr TileKernels<T> make(const char* name) {
           widen<T, widened_float16>,
           round_to<T, rounded_bfloat16>,
           round_to<T, rounded_float16>,
+          dot<T>,
+          combine<T>,
           scale_and_dot<T>,
           all_finite<T>};
 }

@@ -25,11 +25,11 @@ template <class T>
 struct Tile {
   ScheduledTile at;
   int64_t i0, m, j0, n;
-  bool diagonal;         // of a Gram matrix
-  T* logits;             // [m, n]; to be multiplied by the loop's scale; dropped pairs -inf
-  T* mirrored;           // the same as the columns of a Gram matrix see it; often == logits
-  const T* query;        // [m, width]
-  const T* key;          // [n, width]
+  bool diagonal;   // of a Gram matrix
+  T* logits;       // [m, n]; to be multiplied by the loop's scale; dropped pairs -inf
+  T* mirrored;     // the same as the columns of a Gram matrix see it; often == logits
+  const T* query;  // [m, width]
+  const T* key;    // [n, width]
 };
 
 template <class T>
@@ -97,9 +97,16 @@ class TileLoop {
     };
     const auto work = [&](const ScheduledTile& at, Workspace<T>& space) {
       const int64_t i0 = at.row * block_m_, j0 = at.col * block_n_;
-      Tile<T> tile{at, i0, std::min(block_m_, query().rows() - i0),
-                   j0, std::min(block_n_, key().rows() - j0),
-                   is_self_ && at.row == at.col, nullptr, nullptr, nullptr, nullptr};
+      Tile<T> tile{at,
+                   i0,
+                   std::min(block_m_, query().rows() - i0),
+                   j0,
+                   std::min(block_n_, key().rows() - j0),
+                   is_self_ && at.row == at.col,
+                   nullptr,
+                   nullptr,
+                   nullptr,
+                   nullptr};
       load(tile, space) ? visit(tile, space) : skip(tile);
     };
     const bool parallel = !products_.small();
@@ -114,7 +121,10 @@ class TileLoop {
   }
 
   void drop_mirrored(const Tile<T>& tile, T* values, T fill) const {
-    filters_.drop_mirrored(values, tile.i0, tile.m, tile.j0, tile.n, fill);
+    if (is_self_)
+      filters_.drop_mirrored(values, tile.i0, tile.m, tile.j0, tile.n, fill);
+    else
+      drop(tile, values, fill);
   }
 
  private:
@@ -139,8 +149,7 @@ class TileLoop {
   // False if every pair is dropped.
   bool load(Tile<T>& tile, Workspace<T>& space) const {
     const bool one_sided = !is_self_ || symmetric_;
-    const Dropped dropped =
-        one_sided ? filters_.judge(tile.at.row, tile.at.col) : Dropped::some;
+    const Dropped dropped = one_sided ? filters_.judge(tile.at.row, tile.at.col) : Dropped::some;
     if (dropped == Dropped::all) return false;
     const int64_t size = tile.m * tile.n;
     T* logits = space.logits.get();
@@ -156,10 +165,7 @@ class TileLoop {
     if (!one_sided || separate_) {
       tile.mirrored = space.mirrored(block_m_ * block_n_);
       std::copy(logits, logits + size, tile.mirrored);
-      if (is_self_)
-        drop_mirrored(tile, tile.mirrored, lowest);
-      else
-        drop(tile, tile.mirrored, lowest);
+      drop_mirrored(tile, tile.mirrored, lowest);
     }
     if (dropped == Dropped::some) drop(tile, logits, lowest);
     return true;

@@ -1,0 +1,64 @@
+# Everything happens in .venv and build/; a second run does only what has changed since the first.
+# PYTHON picks the interpreter of a new .venv; ARGS is handed on, as in `make test ARGS="-k clip"`.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Only where torch brought no Triton of its own: its CPU builds. Tests interpret and compile with it.
+TRITON := triton==3.9.0
+
+INSTALLED := $(VENV)/.installed
+NATIVE := cl_kernels/_cpu.so
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
+
+.DELETE_ON_ERROR:
+.PHONY: help build demo test lint format bench kernels clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+$(INSTALLED): constraints.txt pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt torch setuptools cmake ninja
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --no-deps $(TRITON)
+	CL_KERNELS_PURE_PYTHON=1 $(BIN)/python -m pip install -c constraints.txt \
+		--no-build-isolation -e '.[dev,examples,bench]'
+	@touch $@
+
+$(NATIVE): $(INSTALLED) setup.py CMakeLists.txt $(CSRC)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+build: $(NATIVE)  ## virtual environment and compiled libraries
+
+demo: build  ## train SimCLR on handwritten digits and print the report
+	$(BIN)/python -m examples.simclr $(ARGS)
+
+test: build  ## run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## ruff, pyright and clang-format, changing nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(if $(CSRC),$(BIN)/clang-format --dry-run -Werror $(CSRC))
+
+format: $(INSTALLED)  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+
+bench: build  ## benchmarks against eager PyTorch and the bare matrix product
+	$(BIN)/python -m benchmarks $(ARGS)
+
+kernels: build  ## compile every GPU kernel and print its registers, spills and shared memory
+	$(BIN)/python -m tools.kernels $(ARGS)
+
+clean:  ## remove what was built, keep .venv
+	rm -rf build dist *.egg-info cl_kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	rm -rf $(VENV)

@@ -1,0 +1,66 @@
+"""Runs the suites, prints the tables, writes summary.json, time.png and memory.png."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import machine
+from benchmarks.cases import NAMES
+from benchmarks.neighbours import DISTURBED, Neighbours
+from benchmarks.plots import draw
+from benchmarks.report import RESULTS, report, summarise
+
+SUITES = {"time": "bench_time.py", "memory": "bench_memory.py"}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a subset of about two minutes")
+    parser.add_argument("--case", nargs="+", choices=NAMES, default=NAMES, help="only these")
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=tuple(SUITES))
+    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write under")
+    return parser.parse_args()
+
+
+def warn_if_busy() -> None:
+    neighbours = Neighbours()
+    time.sleep(0.5)
+    if (cores := neighbours.cores()) > DISTURBED:
+        print(f"Other processes keep {cores:g} cores busy: expect poor timings.")
+
+
+def main() -> int:
+    options = arguments()
+    everything = set(options.case) == set(NAMES) and set(options.suite) == set(SUITES)
+    partial = options.quick or not everything or options.threads != machine.cores()
+    folder = options.results / machine.describe()["kind"] / ("partial" if partial else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = folder / "raw.json"
+    raw.unlink(missing_ok=True)
+    warn_if_busy()
+    here = Path(__file__).parent
+    failed = pytest.main([
+        *(str(here / SUITES[suite]) for suite in options.suite),
+        "-v", "-p", "no:cacheprovider", "--benchmark-quiet",
+        f"--benchmark-json={raw}", f"--threads={options.threads}",
+        *(f"--case={name}" for name in options.case), *["--quick"] * options.quick,
+    ])  # fmt: skip
+    if not raw.exists():
+        return int(failed) or 1
+    summary = summarise(json.loads(raw.read_text()))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print("\n" + report(summary) + "\n")
+    for path in [folder / "summary.json", *draw(summary, folder)]:
+        print(path)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+// Normalisation, a statistic, the losses softplus(negatives - positive) and all gradients in one
+// call: the composition of cl_kernels/losses/contrast.py without a Python step in between, which
+// at small batches would cost more than the arithmetic.
+#pragma once
+#include <tuple>
+
+#include "../stable.h"
+
+namespace cl::cpu {
+
+// Losses, then the gradients of share * sum(losses) with respect to the scale and both embeddings.
+using Contrast = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Rows of both views [2B]: each row's other view against the rows that are kept.
+// needs: whether the gradients of the scale, view_0 and view_1 are wanted.
+template <class T>
+Contrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
+                        const Options& options, bool normalize, double share,
+                        const std::vector<bool>& needs);
+
+// Queries [B]: key i against the keys that are kept; symmetric: the mean of both directions.
+template <class T>
+Contrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale,
+                        const Options& options, bool normalize, double share,
+                        const std::vector<bool>& needs, bool symmetric);
+
+}  // namespace cl::cpu

@@ -1,0 +1,89 @@
+"""The settings of a run, and their defaults for each data set."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the weights; a checkpoint resumes under an equal one only."""
+
+    data: str = _setting("digits", "data set", ("digits", "cifar10", "stl10", "folder"))
+    image_size: int = _setting(8, "images are resized to this many pixels a side (digits: 8)")
+    epochs: int = _setting(160, "passes over the training images")
+    batch_size: int = _setting(640, "pairs of views a step; the loss sees twice as many rows")
+    learning_rate: float = _setting(2e-3, "peak learning rate of AdamW")
+    weight_decay: float = _setting(1e-4, "of weight matrices; biases and norms have none")
+    warmup: float = _setting(0.1, "fraction of the steps in which the learning rate rises")
+    temperature: float = _setting(0.5, "of the NT-Xent loss")
+    width: int = _setting(32, "channels of the encoder's first stage")
+    stages: int = _setting(3, "stages of the encoder; each one doubles the channels")
+    projection: int = _setting(64, "width of the embeddings that the loss sees")
+    seed: int = _setting(0, "of weights, data order and augmentations")
+    precision: str = _setting(
+        "auto",
+        "autocast's type; auto: bfloat16 on a GPU that has it",
+        ("auto", "float32", "bfloat16"),
+    )
+    device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "epochs", "batch_size", "width", "stages", "projection"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+
+# Natural images: colour views need more negatives, a wider network and a sharper softmax.
+_NATURAL: dict[str, Any] = {"batch_size": 1024, "width": 64, "stages": 4, "projection": 128}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "cifar10": {**_NATURAL, "image_size": 32, "epochs": 200, "temperature": 0.5},
+    "stl10": {**_NATURAL, "image_size": 96, "epochs": 100, "temperature": 0.2},
+    "folder": {**_NATURAL, "image_size": 96, "epochs": 100, "temperature": 0.2},
+}
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 256, "width": 8}
+
+
+def make_config(given: dict[str, Any], *, quick: bool = False) -> Config:
+    """The data set's preset, then ``quick``'s, then what was ``given``; ``auto`` is resolved."""
+    known = {setting.name for setting in fields(Config)}
+    if unknown := given.keys() - known:
+        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    name = given.get("data", "digits")
+    if name not in PRESETS:
+        raise ValueError(f"data must be one of {', '.join(PRESETS)}; got {name!r}")
+    chosen = {"data": name, **PRESETS[name], **(QUICK if quick else {}), **given}
+    device = _device(chosen.get("device", "auto"))
+    precision = chosen.get("precision", "auto")
+    if precision == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if on_gpu else "float32"
+    return Config(**{**chosen, "device": str(device), "precision": precision})
+
+
+def _device(name: str) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_gpu else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown: {error}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not has_gpu:
+        raise ValueError(f"device {name!r} was asked for, and torch sees no GPU")
+    return device

@@ -1,0 +1,118 @@
+"""What training brought: scores before and after, memory of the loss, plots."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.simclr import memory, plots
+from examples.simclr.data import Images, as_float
+from examples.simclr.evaluate import DRAWS, Score, encode, evaluate
+from examples.simclr.train import Trainer, make_model
+
+LARGE_BATCH = 16384
+
+Scores = dict[str, dict[str, Score]]  # features -> metric -> score
+
+
+def write_report(trainer: Trainer, images: Images, folder: Path) -> str:
+    """Evaluates the run, writes ``report.json`` and the plots, and gives the text to print."""
+    config = trainer.config
+    features = {
+        "raw pixels": as_float(images.heldout).flatten(1),
+        "before training": encode(make_model(config, images.train.shape[1]), images.heldout),
+        "after training": encode(trainer.model, images.heldout),
+    }
+    scores = {name: evaluate(each, images.heldout_labels) for name, each in features.items()}
+    losses = [_loss_memory(trainer, size) for size in (config.batch_size, LARGE_BATCH)]
+    loss_plot, embedding_plot = folder / "loss.png", folder / "embeddings.png"
+    plots.plot_loss(trainer.history, config.batch_size, loss_plot)
+    plots.plot_embeddings(features, images.heldout_labels, images.classes, embedding_plot)
+    record = {
+        "settings": trainer.settings(),
+        "heldout_images": len(images.heldout),
+        "scores": {
+            name: {metric: score._asdict() for metric, score in each.items()}
+            for name, each in scores.items()
+        },
+        "probe_draws": DRAWS,
+        "training_seconds": trainer.seconds,
+        "loss_memory": losses,
+        "history": trainer.history,
+        "machine": _machine(trainer.device),
+    }
+    report = folder / "report.json"
+    report.write_text(json.dumps(record, indent=2) + "\n")
+    written = "\n".join(f"  {path}" for path in (report, loss_plot, embedding_plot))
+    return "\n\n".join(
+        [
+            f"{len(images.heldout)} held-out images, {config.epochs} epochs of "
+            f"{len(images.train)} images in {trainer.seconds:.0f} s on {trainer.device}",
+            score_table(scores),
+            memory_table(losses),
+            f"Written:\n{written}",
+        ]
+    )
+
+
+def score_table(scores: Scores) -> str:
+    """Metrics down, features across."""
+    metrics = next(iter(scores.values()))
+    width = max(len(name) for name in scores) + 2
+    head = f"{'':14}" + "".join(f"{name:>{width}}" for name in scores)
+    rows = [
+        f"{metric:14}" + "".join(f"{_show(scores[name][metric]):>{width}}" for name in scores)
+        for metric in metrics
+    ]
+    note = f"Probes: mean and standard deviation over {DRAWS} draws of the labelled images."
+    return "\n".join([head, *rows, note])
+
+
+def _show(score: Score) -> str:
+    return f"{score.mean:.3f}" + ("" if score.std is None else f" ±{score.std:.3f}")
+
+
+def memory_table(losses: list[dict[str, Any]]) -> str:
+    """Memory of the loss at each batch size."""
+    rows = [f"{'pairs a batch':>13}  {'N x N matrix, computed':>22}  {'this loss, measured':>19}"]
+    for loss in losses:
+        measured = loss["measured_bytes"]
+        shown = "not measured" if measured is None else _size(measured)
+        rows.append(f"{loss['pairs']:13,}  {_size(loss['dense_bytes_computed']):>22}  {shown:>19}")
+        if measured is None:
+            rows.append(f"  not measured: {loss['not_measured']}")
+    rows.append("The matrix: one float32 copy (autograd keeps several). This loss: peak of forward")
+    rows.append("and backward beyond the embeddings, their gradients included, in a fresh process.")
+    return "\n".join(rows)
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _loss_memory(trainer: Trainer, pairs: int) -> dict[str, Any]:
+    config = trainer.config
+    rows = 2 * pairs
+    measured, why_not = memory.measure(rows, config.projection, config.temperature, config.device)
+    return {
+        "pairs": pairs,
+        "rows": rows,
+        "dim": config.projection,
+        "dense_bytes_computed": memory.dense_bytes(rows),
+        "measured_bytes": measured,
+        "not_measured": why_not,
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    return {
+        "processor": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

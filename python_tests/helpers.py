@@ -1,0 +1,189 @@
+"""What the tests share: inputs, one way to call every primitive, and the accuracy rule."""
+
+import torch
+import torch.nn.functional as F
+
+import cl_kernels
+from cl_kernels import PairFilter
+from python_tests import textbook
+
+PRIMITIVES = ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")
+LOSSES = ("nt_xent", "info_nce", "clip")
+SCALE_ARGUMENT = {"nt_xent": "temperature", "info_nce": "temperature", "clip": "logit_scale"}
+TEMPERATURES = (0.005, 0.02, 0.07, 0.5, 1.0, -0.005, -0.07, -1.0)
+
+# Values: see assert_values. Gradients: Frobenius norm of the error relative to the truth's.
+VALUE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 3e-7) | {torch.float64: 1e-15}
+GRADIENT = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 1e-3,
+    torch.bfloat16: 4e-3,
+}
+
+
+def accumulator(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unit_rows(rows, width, dtype=torch.float32):
+    return F.normalize(torch.randn(rows, width, dtype=torch.float64), dim=1).to(dtype)
+
+
+def embeddings(M, N, D, dtype=torch.float32, *, peaked=False):
+    """Unit queries and keys; half of the queries find their twin among the keys if peaked."""
+    query, key = unit_rows(M, D, dtype), unit_rows(N, D, dtype)
+    if peaked:
+        twins = (min(M, N) + 1) // 2
+        key[:twins] = query[:twins]
+    return query, key
+
+
+def views(rows, width=24, dtype=torch.float32, *, noise=0.5):
+    """Two views of each image, related but not of unit length."""
+    first = torch.randn(rows, width, dtype=torch.float64)
+    second = first + noise * torch.randn(rows, width, dtype=torch.float64)
+    return (3 * first).to(dtype), second.to(dtype)
+
+
+def filters(kind, M, N):
+    """Filters by name; several ids meet several times, and some meet no partner."""
+    labels_q, labels_k = torch.randint(0, 5, (M,)), torch.randint(0, 6, (N,))
+    index_q, index_k = torch.arange(M), torch.arange(N)
+    same = PairFilter(labels_q, labels_k, "same")
+    different = PairFilter(labels_q, labels_k, "different")
+    not_me = PairFilter(index_q, index_k, "different")
+    hashes = PairFilter((labels_q - 3) * 2**61, (labels_k - 3) * 2**61, "different")
+    return {
+        "none": (),
+        "same": (same,),
+        "different": (different,),
+        "not me": (not_me,),
+        "not me, same": (not_me, same),
+        "different, hashes": (different, hashes),
+        "nothing left": (same, different),
+    }[kind]
+
+
+FILTERS = (
+    "same",
+    "different",
+    "not me",
+    "not me, same",
+    "different, hashes",
+    "nothing left",
+)
+
+
+def statistics(primitive, query, key, scale, **options):
+    """The primitive's results as a tuple; ``self_logsumexp`` has no use for the keys."""
+    if primitive == "self_logsumexp":
+        return (cl_kernels.self_logsumexp(query, scale, **options),)
+    results = getattr(cl_kernels, primitive)(query, key, scale, **options)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def call_loss(loss, first, second, scale, module=cl_kernels, **options):
+    """A loss of ours, or the textbook's, by name; rows are normalized unless told otherwise."""
+    scale = scale if loss == "clip" else 1 / scale
+    options = {"normalize": True, SCALE_ARGUMENT[loss]: scale} | options
+    return getattr(module, loss)(first, second, **options)
+
+
+def leaf(x, trained, dtype=None):
+    return x.detach().to(dtype or x.dtype).requires_grad_(trained)
+
+
+def upstream_like(results):
+    """Non-uniform upstream gradients of both signs."""
+    return [torch.randn_like(x) for x in results]
+
+
+def gradients(results, upstream, leaves):
+    """Gradients of the leaves that are trained; None for the others."""
+    trained = [x for x in leaves if x.requires_grad]
+    given = iter(torch.autograd.grad(results, trained, upstream, allow_unused=True))
+    return [next(given) if x.requires_grad else None for x in leaves]
+
+
+def check_primitive(
+    primitive, query, key, scale, *, trained="query key scale", rule=None, where=(), **options
+):
+    """Holds values and gradients of one call against the textbook under the accuracy rule.
+
+    The truth is taken in float64 on the inputs as the tile products see them: rounded to ``rule``
+    (the dtype of the products, by default the embeddings' own), the scale to float32.
+    """
+    rule = rule or query.dtype
+    scale = torch.as_tensor(scale, dtype=accumulator(query.dtype))
+    inputs = {"query": query, "key": key, "scale": scale}
+    if primitive == "self_logsumexp":
+        del inputs["key"]
+
+    ours = {name: leaf(x, name in trained) for name, x in inputs.items()}
+    results = statistics(
+        primitive, ours["query"], ours.get("key"), ours["scale"], where=where, **options
+    )
+    exact = {
+        name: leaf(x if name == "scale" else x.to(rule), name in trained, torch.float64)
+        for name, x in inputs.items()
+    }
+    truth, logits = textbook.statistics(
+        primitive, exact["query"], exact.get("key"), exact["scale"], where
+    )
+    # The rule speaks of unit vectors; |scale| stands for the size of the logits.
+    size = max(abs(scale.item()), float(logits.detach().abs().amax())) if logits.numel() else 0.0
+
+    for result, expected in zip(results, truth, strict=True):
+        assert result.dtype == scale.dtype
+        assert_values(result.detach(), expected.detach(), query.dtype, size)
+    if not any(x.requires_grad for x in ours.values()):
+        return
+    upstream = upstream_like(results)
+    grads = dict(zip(ours, gradients(results, upstream, ours.values()), strict=True))
+    upstream = [g.double() for g in upstream]
+    *expected, weights = gradients(truth, upstream, [*exact.values(), logits])
+    expected = dict(zip(exact, expected, strict=True))
+    tolerance = GRADIENT[rule] * (max(1, size / 100) if rule.itemsize >= 4 else 1)
+    for name in ("query", "key"):
+        if expected.get(name) is not None:
+            assert grads[name].dtype == query.dtype
+            assert_frobenius(grads[name], expected[name], tolerance, name)
+    if expected["scale"] is not None:
+        # One number may cancel to nothing: its error counts relative to what was added up.
+        similarity = exact["query"].detach() @ exact.get("key", exact["query"]).detach().T
+        total = (weights * similarity).abs().sum()
+        error = (grads["scale"].double() - expected["scale"]).abs()
+        assert error <= tolerance * total, f"scale: {error / total:.2e} > {tolerance:.2e}"
+
+
+def assert_values(ours, truth, dtype, size):
+    """The rule for values, and a stricter one where the rule is loose; -inf where the truth is.
+
+    ``3e-7 max(1, size)`` relative to the value allows more and more digits to go as logits grow.
+    A sum of rounded products does not need that: eight roundings of the largest logit do.
+    """
+    assert torch.equal(ours == -torch.inf, truth == -torch.inf)
+    some = truth != -torch.inf
+    ours, truth = ours[some].double(), truth[some]
+    size = max(1.0, size)
+    ruled = VALUE[dtype] * size * truth.abs().clamp_min(1)  # near zero no relative error exists
+    allowed = ruled.minimum(8 * torch.finfo(accumulator(dtype)).eps * truth.abs().clamp_min(size))
+    worst = ((ours - truth).abs() / allowed).max() if len(truth) else 0
+    assert worst <= 1, f"value: {worst:.2f} times the allowed error"
+
+
+def frobenius(ours, truth):
+    """``|ours - truth| / |truth|``, 0 for 0 / 0."""
+    error = (ours.detach().double() - truth.detach().double()).norm()
+    return float(error / truth.detach().double().norm()) if error != 0 else 0.0
+
+
+def assert_frobenius(ours, truth, tolerance, name="gradient"):
+    assert ours.shape == truth.shape
+    truth = truth.detach()
+    error, size = (ours.double() - truth).norm(), truth.norm()
+    # Below 6e-5 float16 is evenly spaced: its rounding, half a step, is not relative there.
+    step = torch.finfo(torch.float16).smallest_normal / 1024 if ours.dtype == torch.float16 else 0
+    allowed = tolerance * size + step / 2 * ours.numel() ** 0.5
+    assert error <= allowed, f"{name}: {error / size:.2e} > {tolerance:.2e}"

@@ -1,0 +1,220 @@
+"""Which backend serves a call, who may say so, and what ``explain`` and ``doctor`` tell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cl_kernels
+from cl_kernels import _dispatch
+from cl_kernels._ops import BACKENDS, backend_module
+from python_tests.helpers import embeddings, unit_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code, **environment):
+    """Runs code in a fresh process."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def row_logsumexp(**options):
+    return cl_kernels.row_logsumexp(*embeddings(4, 5, 3), **options)
+
+
+def served_by(function=row_logsumexp, **options):
+    return [plan.call.backend for plan in cl_kernels.explain(function, **options).plans]
+
+
+def test_argument_beats_context_beats_default():
+    default = _dispatch.choose(None, "cpu", torch.float32)
+    assert served_by() == [default]
+    with cl_kernels.use_backend("reference"):
+        assert served_by() == ["reference"]
+        assert served_by(backend="chunked") == ["chunked"]
+        with cl_kernels.use_backend("chunked"):
+            assert served_by() == ["chunked"]
+        assert served_by() == ["reference"]
+    assert served_by() == [default]
+
+
+def test_context_ends_with_an_exception():
+    with pytest.raises(KeyError), cl_kernels.use_backend("reference"):
+        raise KeyError
+    assert served_by() != ["reference"]
+
+
+def test_losses_and_modules_pass_the_backend_on():
+    a, b = embeddings(4, 4, 3)
+    calls = [
+        lambda **backend: cl_kernels.nt_xent(a, b, negative_keys=b, **backend),
+        lambda **backend: cl_kernels.info_nce(a, b, b, in_batch_negatives=True, **backend),
+        lambda **backend: cl_kernels.clip(a, b, 2.0, **backend),
+        lambda **backend: cl_kernels.NTXentLoss(**backend)(a, b),
+        lambda **backend: cl_kernels.InfoNCELoss(**backend)(a, b),
+        lambda **backend: cl_kernels.ClipLoss(**backend)(a, b, 2.0),
+    ]
+    for call in calls:
+        assert set(served_by(call, backend="reference")) == {"reference"}
+
+
+def test_environment_variable_comes_after_context_and_argument():
+    code = """
+import torch, cl_kernels
+x = torch.randn(4, 3)
+def name(**options):
+    return cl_kernels.explain(cl_kernels.self_logsumexp, x, **options).plans[0].call.backend
+print(name(), name(backend="chunked"))
+with cl_kernels.use_backend("chunked"):
+    print(name())
+"""
+    run = python(code, CL_KERNELS_BACKEND="reference")
+    assert run.stdout.split() == ["reference", "chunked", "chunked"], run.stderr
+
+
+def test_unknown_name_in_the_environment():
+    run = python("import cl_kernels", CL_KERNELS_BACKEND="fastest")
+    assert run.returncode != 0
+    message = run.stderr.splitlines()[-1]
+    assert "CL_KERNELS_BACKEND: expected one of reference, chunked" in message
+    assert "'fastest'" in message
+
+
+@pytest.mark.parametrize("ask", ["argument", "context"])
+def test_unknown_name(ask):
+    with pytest.raises(ValueError, match=r"expected one of reference, .*, got 'fastest'"):
+        if ask == "argument":
+            cl_kernels.self_logsumexp(torch.randn(3, 2), backend="fastest")
+        else:
+            cl_kernels.use_backend("fastest").__enter__()
+
+
+@pytest.fixture
+def without_libraries(monkeypatch, tmp_path):
+    """The package as it is where nothing was compiled."""
+    native = backend_module("native")
+    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_dispatch, "_usable", {})
+    native.load_failure.cache_clear()
+    yield
+    native.load_failure.cache_clear()
+
+
+@pytest.mark.usefixtures("without_libraries")
+class TestWithoutCompiledLibraries:
+    def test_everything_works_on_the_chunked_backend(self):
+        a, b = (x.requires_grad_() for x in embeddings(6, 6, 3))
+        assert served_by() == ["chunked"]
+        cl_kernels.nt_xent(a, b).backward()
+        cl_kernels.clip(a, b, 3.0).backward()
+        assert a.grad.isfinite().all()
+
+    @pytest.mark.parametrize("ask", ["argument", "context"])
+    def test_an_explicit_request_is_refused_with_the_reason(self, ask):
+        x = unit_rows(4, 3)
+        source = {"argument": "backend argument", "context": "use_backend"}[ask]
+        expected = rf"'native' \(from {source}\) cannot serve this call: .*_cpu.so is not built"
+        with pytest.raises(ValueError, match=expected):
+            if ask == "argument":
+                cl_kernels.self_logsumexp(x, backend="native")
+            else:
+                with cl_kernels.use_backend("native"):
+                    cl_kernels.self_logsumexp(x)
+
+    def test_doctor_and_explain_say_why(self):
+        report = cl_kernels.doctor()
+        assert report.serving["cpu"] == "chunked"
+        assert "_cpu.so is not built" in report.reasons["cpu", "native"]
+        assert "cpu tensors are served by chunked" in str(report)
+        assert "cannot: _cpu.so is not built" in str(report)
+        explanation = str(cl_kernels.explain(cl_kernels.self_logsumexp, unit_rows(4, 3)))
+        assert "chunked (native: _cpu.so is not built" in explanation
+
+
+def test_a_library_that_does_not_load(monkeypatch, tmp_path):
+    native = backend_module("native")
+    (tmp_path / "_cpu.so").write_bytes(b"not a library")
+    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    native.load_failure.cache_clear()
+    assert "_cpu.so does not load" in native.load_failure("_cpu.so")
+    native.load_failure.cache_clear()
+
+
+def test_an_explicit_request_for_a_device_it_does_not_serve():
+    reason = _dispatch.reason_against("native", "meta", torch.float32)
+    assert reason is not None
+    with pytest.raises(ValueError, match="cannot serve this call"):
+        cl_kernels.self_logsumexp(torch.empty(3, 2, device="meta"), backend="native")
+
+
+def test_native_comes_first_where_it_is_built():
+    if _dispatch.reason_against("native", "cpu", torch.float32):
+        pytest.skip("_cpu.so is not built")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert _dispatch.choose(None, "cpu", dtype) == "native"
+    assert cl_kernels.doctor().serving["cpu"] == "native"
+
+
+def test_doctor():
+    report = cl_kernels.doctor()
+    assert {"cl_kernels", "torch", "python", "cuda", "triton", "cpu"} <= set(report.versions)
+    assert report.versions["torch"] == torch.__version__
+    assert {name for _, name in report.reasons} == set(BACKENDS)
+    assert report.reasons["cpu", "chunked"] is None
+    text = str(report)
+    for device in ("cpu", "cuda"):
+        assert f"{device} tensors are served by {report.serving[device]}" in text
+
+
+class TestExplain:
+    def test_primitive(self):
+        query, key = unit_rows(1000, 8), unit_rows(3000, 8)
+        explanation = cl_kernels.explain(
+            cl_kernels.row_col_logsumexp, query, key, 2.0, backend="chunked"
+        )
+        (plan,) = explanation.plans
+        call = plan.call
+        assert (call.primitive, call.M, call.N, call.D) == ("row_col_logsumexp", 1000, 3000, 8)
+        assert plan.dense_bytes == 1000 * 3000 * 4
+        assert plan.statistics_bytes == 4 * (1000 + 3000)
+        assert plan.flops == (2 * 1000 * 3000 * 8, 3 * 2 * 1000 * 3000 * 8)
+        text = str(explanation)
+        assert "row_col_logsumexp: 1000 x 3000 pairs, width 8, float32 on cpu" in text
+        assert "chunked (asked for by name: backend argument)" in text
+        assert "the matrix would take 11.44 MB" in text
+
+    def test_losses_list_every_visit(self):
+        a, b = embeddings(6, 6, 3)
+        explanation = cl_kernels.explain(cl_kernels.nt_xent, a, b, negative_keys=unit_rows(9, 3))
+        assert [(p.call.primitive, p.call.M, p.call.N) for p in explanation.plans] == [
+            ("self_logsumexp", 12, 12),
+            ("row_logsumexp", 12, 9),
+        ]
+
+    def test_autocast_shows_in_the_products(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            explanation = cl_kernels.explain(cl_kernels.clip, *embeddings(6, 6, 3), 2.0)
+        assert explanation.plans[0].call.compute_dtype == torch.bfloat16
+        assert "tile products in bfloat16" in str(explanation)
+
+    def test_it_computes_nothing_and_leaves_nothing_behind(self, monkeypatch):
+        a, b = embeddings(6, 6, 3)
+        monkeypatch.setattr(
+            "cl_kernels.functional.overload", lambda *_: pytest.fail("an operation ran")
+        )
+        cl_kernels.explain(cl_kernels.NTXentLoss(), a, b)
+        monkeypatch.undo()
+        assert cl_kernels.nt_xent(a, b) > 0
+
+    def test_a_function_that_calls_no_primitive(self):
+        assert str(cl_kernels.explain(lambda: None)) == "no primitive is called"
+
+    def test_bad_arguments_raise_as_in_the_call(self):
+        with pytest.raises(ValueError, match="key"):
+            cl_kernels.explain(cl_kernels.row_logsumexp, unit_rows(3, 4), unit_rows(3, 5))

@@ -1,0 +1,83 @@
+"""The modules are their functions; temperatures are learned, kept as buffers, or plain numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+import cl_kernels
+from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
+from python_tests.helpers import views
+
+
+def test_same_as_the_functions(backend):
+    first, second = views(20)
+    labels = torch.arange(20) % 6
+    queue, target, where = (
+        torch.randn(9, 24),
+        torch.arange(20),
+        PairFilter(labels, labels, "different"),
+    )
+    some = {"reduction": "sum", "normalize": False, "backend": backend}
+    pairs = [
+        (NTXentLoss(), cl_kernels.nt_xent, (first, second), {}),
+        (NTXentLoss(0.2, **some), cl_kernels.nt_xent, (first, second, queue), {}),
+        (InfoNCELoss(), cl_kernels.info_nce, (first, second), {}),
+        (InfoNCELoss(0.3, in_batch_negatives=True, **some), cl_kernels.info_nce,
+         (first, second, queue), {"target": target, "where": where}),
+        (ClipLoss(), cl_kernels.clip, (first, second, 9.0), {}),
+        (ClipLoss(**some), cl_kernels.clip, (first, second, 9.0, -3.0), {}),
+    ]  # fmt: skip
+    for module, function, arguments, named in pairs:
+        expected = named.copy()
+        if isinstance(module, NTXentLoss):
+            expected["temperature"] = module.temperature
+            if len(arguments) == 3:
+                *arguments, expected["negative_keys"] = arguments
+                named["negative_keys"] = expected["negative_keys"]
+        elif isinstance(module, InfoNCELoss):
+            expected["temperature"] = module.temperature
+            expected["in_batch_negatives"] = module.in_batch_negatives
+        expected |= {k: getattr(module, k) for k in ("normalize", "reduction", "backend")}
+        assert torch.equal(module(*arguments, **named), function(*arguments, **expected))
+
+
+@pytest.mark.parametrize("module", [NTXentLoss, InfoNCELoss])
+def test_learned_temperature(module):
+    loss = module(nn.Parameter(torch.tensor(0.3)))
+    assert [name for name, _ in loss.named_parameters()] == ["temperature"]
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    loss(*views(20)).backward()
+    optimizer.step()
+    assert loss.temperature != 0.3
+    assert list(loss.state_dict()) == ["temperature"]
+
+
+@pytest.mark.parametrize("module", [NTXentLoss, InfoNCELoss])
+def test_temperature_as_buffer_or_number(module):
+    buffered, plain = module(torch.tensor(0.25)), module(0.25)
+    assert not list(buffered.parameters())
+    assert list(buffered.state_dict()) == ["temperature"]
+    assert not plain.state_dict()
+    assert buffered.to(torch.float64).temperature.dtype == torch.float64
+    pair = views(20)
+    assert torch.equal(buffered(*pair), plain(*pair))
+    plain_from_state = module(torch.tensor(9.0))
+    plain_from_state.load_state_dict(module(torch.tensor(0.25)).state_dict())
+    assert torch.equal(plain_from_state(*pair), plain(*pair))
+
+
+def test_repr():
+    shown = "(temperature=0.5, normalize=True, reduction='mean')"
+    assert repr(NTXentLoss()) == "NTXentLoss" + shown
+    assert repr(InfoNCELoss(torch.tensor(0.5))) == "InfoNCELoss" + shown
+    assert repr(InfoNCELoss(nn.Parameter(torch.tensor(0.5)))) == "InfoNCELoss" + shown
+    assert repr(ClipLoss()) == "ClipLoss(normalize=False, reduction='mean')"
+
+
+def test_clip_output_dict():
+    first, second = views(20)
+    loss = ClipLoss(normalize=True)
+    plain = loss(first, second, logit_scale=5.0)
+    named = loss(image_features=first, text_features=second, logit_scale=5.0, output_dict=True)
+    assert list(named) == ["contrastive_loss"]
+    assert torch.equal(named["contrastive_loss"], plain)
