@@ -42,15 +42,15 @@ SCHEMAS = {
     ),
 }
 
-_CONTRAST = f"{_OPTIONS}, bool normalize, float share, bool[] needs"
-_CONTRAST_RESULT = "(Tensor, Tensor, Tensor, Tensor)"
+_CONTRAST = f"Tensor scale, {_OPTIONS}, bool normalize, float share, bool[] needs"
 
 # What only the compiled CPU library computes: losses and gradients in one call, for small batches.
 FUSED_SCHEMAS = {
-    "self_contrast": f"(Tensor view_0, Tensor view_1, Tensor scale, {_CONTRAST})"
-    f" -> {_CONTRAST_RESULT}",
-    "pair_contrast": f"(Tensor query, Tensor key, Tensor scale, {_CONTRAST}, bool symmetric)"
-    f" -> {_CONTRAST_RESULT}",
+    "self_contrast": f"(Tensor view_0, Tensor view_1, {_CONTRAST}) -> (Tensor, Tensor, Tensor)",
+    "pair_contrast": (
+        f"(Tensor query, Tensor key, {_CONTRAST}, bool symmetric)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
 }
 
 _library = torch.library.Library("cl_kernels", "DEF")
@@ -100,21 +100,16 @@ def _row_col_backward_fake(grad_row, grad_col, row, col, query, key, scale, *opt
 
 
 def _self_contrast_fake(view_0, view_1, scale, *options):
-    needs = options[-1]
-    wanted = needs[0] or needs[1] or needs[2]
-    losses = _accumulator(view_0, 2 * view_0.shape[0])
-    return losses, *_contrast_gradients(view_0, view_1, wanted, wanted)
+    count = view_0.shape[0] + view_1.shape[0]
+    size = (count, view_0.shape[1]) if any(options[-1]) else (0,)
+    return _accumulator(view_0, count), _accumulator(view_0), _accumulator(view_0, *size)
 
 
 def _pair_contrast_fake(query, key, scale, *options):
-    needs = options[-2]
-    by_query = needs[1] or (needs[0] and not needs[2])
-    return _accumulator(query, query.shape[0]), *_contrast_gradients(query, key, by_query, needs[2])
-
-
-def _contrast_gradients(first: Tensor, second: Tensor, need_first: bool, need_second: bool):
-    by_first, by_second, by_scale = _gradients(first, second, need_first, need_second)
-    return by_scale, by_first, by_second
+    needs_scale, needs_query, needs_key = options[-2]
+    by_query = needs_query or (needs_scale and not needs_key)
+    grad_query, grad_key, grad_scale = _gradients(query, key, by_query, needs_key)
+    return _accumulator(query, query.shape[0]), grad_scale, grad_query, grad_key
 
 
 _FAKES = {

@@ -13,8 +13,11 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instruction_set", ["avx2", "baseline"])
-def test_lower_instruction_sets(instruction_set):
+@pytest.mark.parametrize(
+    ("instruction_set", "modules"),
+    [("avx2", ("primitives", "nonfinite", "determinism")), ("baseline", ("primitives",))],
+)
+def test_lower_instruction_sets(instruction_set, modules):
     """Whatever the machine has; memory from malloc comes filled with 3e38, not with zeros.
 
     ``torch.empty`` is covered by ``nan_filled_memory``; this is for the kernels' own buffers.
@@ -26,9 +29,10 @@ def test_lower_instruction_sets(instruction_set):
         "MALLOC_MMAP_THRESHOLD_": str(2**25),  # pages fresh from the kernel are not perturbed
         "MALLOC_TOP_PAD_": str(2**26),
     }
-    files = [f"python_tests/test_{name}.py" for name in ("primitives", "nonfinite")]
+    files = [f"python_tests/test_{name}.py" for name in modules]
+    tests = "native or determinism"
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "native", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-q", "-k", tests, "-p", "no:cacheprovider", *files],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,

@@ -45,11 +45,11 @@ def evaluate(compute, inputs, trained):
 
 
 NAMES = ("query", "key")
-CASES = {  # NaN rows among the queries and keys, M, N
-    "one query": ([3], [], 9, 8),
-    "one key": ([], [5], 9, 8),
-    "both": ([0, 8], [7], 9, 8),
-    "far apart": ([2, 600], [1100], 700, 1300),
+CASES = {  # NaN rows among the queries and keys, M, N, D
+    "one query": ([3], [], 9, 8, 6),
+    "one key": ([], [5], 9, 8, 6),
+    "both": ([0, 8], [7], 9, 8, 70),
+    "far apart": ([2, 600], [1100], 700, 1300, 70),
 }
 
 
@@ -59,8 +59,8 @@ CASES = {  # NaN rows among the queries and keys, M, N
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("trained", ["query key", "query", "key"])
 def test_poison_stays_where_it_belongs(backend, primitive, case, kind, value, trained):
-    bad_queries, bad_keys, M, N = CASES[case]
-    query, key = embeddings(M, N, 6, peaked=True)
+    bad_queries, bad_keys, M, N, D = CASES[case]
+    query, key = embeddings(M, N, D, peaked=True)
     if primitive == "self_logsumexp":
         if trained == "key":
             pytest.skip("has no keys")

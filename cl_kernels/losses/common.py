@@ -45,7 +45,7 @@ def logit_bound(scale: float | Tensor, normalize: bool) -> float | None:
     """What no logit of unit vectors exceeds, if the host knows it."""
     if not normalize or isinstance(scale, Tensor):
         return None
-    return abs(scale) * 1.001  # rounding to bfloat16 may lengthen a unit vector
+    return abs(scale) * 1.01  # rounding to bfloat16 may lengthen a unit vector by 2^-8
 
 
 def total(losses: Tensor, reduction: str) -> Tensor:

@@ -63,7 +63,10 @@ class SelfContrast(NamedTuple):
     def fused(self, views, scale: Tensor, share: float, needs: Sequence[bool]) -> tuple:
         """Losses of all rows, and gradients of ``share`` times their sum."""
         compute = overload("self_contrast", self.backend)
-        return compute(*views, scale, *self.options, self.normalize, share, needs)
+        losses, grad_scale, grad_rows = compute(
+            *views, scale, *self.options, self.normalize, share, needs
+        )
+        return losses, grad_scale, *grad_rows.chunk(2)
 
     def gradients(self, state: tuple, grad: Tensor, needs: Sequence[bool]) -> tuple:
         """Of the scale and the views, in float32, for ``grad`` [2B] or [] of the losses."""

@@ -80,9 +80,9 @@ T sigmoid(T x) {
 }  // namespace
 
 template <class T>
-Contrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale_tensor,
-                        const Options& options, bool normalize, double share,
-                        const std::vector<bool>& needs) {
+ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale_tensor,
+                             const Options& options, bool normalize, double share,
+                             const std::vector<bool>& needs) {
   const int64_t batch = view_0.size(0), width = view_0.size(1);
   const Rows<T> rows({&view_0, &view_1}, normalize);
   const T scale = *data<T>(scale_tensor);
@@ -100,31 +100,25 @@ Contrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor
     }
   });
   if (!needs[0] && !needs[1] && !needs[2])
-    return {losses, scalar<T>(view_0, 0), empty(view_0, {0}), empty(view_0, {0})};
+    return {losses, scalar<T>(view_0, 0), empty(view_0, {0})};
 
-  // Two tensors of the result, one for the visit of the tiles.
-  Tensor grads[] = {empty(view_0, {batch, width}), empty(view_0, {batch, width})};
-  T* parts[] = {mutable_data<T>(grads[0]), mutable_data<T>(grads[1])};
-  Tensor stacked = zeros(view_0, {2 * batch, width});
-  T* grad = mutable_data<T>(stacked);
+  Tensor grad_rows = zeros(view_0, {2 * batch, width});
+  T* grad = mutable_data<T>(grad_rows);
   const Upstream<T> upstream{pull.data(), lse.data()};
   double grad_scale = gradients<T>(loop, upstream, upstream, scale, grad, grad);
   for (int64_t i = 0; i < batch; ++i) grad_scale -= (pull[i] + pull[batch + i]) * similarity[i];
-  for_each_row(batch, width, [&](int64_t i) {
+  for_each_row(2 * batch, width, [&](int64_t row) {
+    const int64_t i = row % batch, other = row < batch ? row + batch : i;
     const T both = -scale * (pull[i] + pull[batch + i]);
-    for (const int64_t view : {0, 1}) {
-      const int64_t row = view * batch + i;
-      rows.finish_gradient(row, grad + row * width, both, rows.row((1 - view) * batch + i));
-      std::copy_n(grad + row * width, width, parts[view] + i * width);
-    }
+    rows.finish_gradient(row, grad + row * width, both, rows.row(other));
   });
-  return {losses, scalar(view_0, static_cast<T>(grad_scale)), grads[0], grads[1]};
+  return {losses, scalar(view_0, static_cast<T>(grad_scale)), grad_rows};
 }
 
 template <class T>
-Contrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale_tensor,
-                        const Options& options, bool normalize, double share,
-                        const std::vector<bool>& needs, bool symmetric) {
+PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale_tensor,
+                             const Options& options, bool normalize, double share,
+                             const std::vector<bool>& needs, bool symmetric) {
   const int64_t batch = query.size(0), width = query.size(1);
   const Rows<T> queries({&query}, normalize), keys({&key}, normalize);
   const T scale = *data<T>(scale_tensor);
@@ -165,10 +159,12 @@ Contrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& sc
 }
 
 #define CL_INSTANTIATE(T)                                                                          \
-  template Contrast contrast_views<T>(const Tensor&, const Tensor&, const Tensor&, const Options&, \
-                                      bool, double, const std::vector<bool>&);                     \
-  template Contrast contrast_pairs<T>(const Tensor&, const Tensor&, const Tensor&, const Options&, \
-                                      bool, double, const std::vector<bool>&, bool);
+  template ViewsContrast contrast_views<T>(const Tensor&, const Tensor&, const Tensor&,            \
+                                           const Options&, bool, double,                           \
+                                           const std::vector<bool>&);                              \
+  template PairsContrast contrast_pairs<T>(const Tensor&, const Tensor&, const Tensor&,            \
+                                           const Options&, bool, double, const std::vector<bool>&, \
+                                           bool);
 CL_INSTANTIATE(float)
 CL_INSTANTIATE(double)
 

@@ -8,20 +8,22 @@
 
 namespace cl::cpu {
 
-// Losses, then the gradients of share * sum(losses) with respect to the scale and both embeddings.
-using Contrast = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// Losses, then the gradients of share * sum(losses) with respect to the scale and the embeddings:
+// those of both views stacked, those of query and key apart.
+using ViewsContrast = std::tuple<Tensor, Tensor, Tensor>;
+using PairsContrast = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Rows of both views [2B]: each row's other view against the rows that are kept.
 // needs: whether the gradients of the scale, view_0 and view_1 are wanted.
 template <class T>
-Contrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
-                        const Options& options, bool normalize, double share,
-                        const std::vector<bool>& needs);
+ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
+                             const Options& options, bool normalize, double share,
+                             const std::vector<bool>& needs);
 
 // Queries [B]: key i against the keys that are kept; symmetric: the mean of both directions.
 template <class T>
-Contrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale,
-                        const Options& options, bool normalize, double share,
-                        const std::vector<bool>& needs, bool symmetric);
+PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale,
+                             const Options& options, bool normalize, double share,
+                             const std::vector<bool>& needs, bool symmetric);
 
 }  // namespace cl::cpu

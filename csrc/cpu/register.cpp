@@ -100,18 +100,18 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
   });
 }
 
-Contrast self_contrast(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
-                       CL_OPTION_PARAMETERS, bool normalize, double share,
-                       std::vector<bool> needs) {
+ViewsContrast self_contrast(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
+                            CL_OPTION_PARAMETERS, bool normalize, double share,
+                            std::vector<bool> needs) {
   CL_CHECK_OPTIONS;
   return by_accumulator(view_0, [&]<class T>(T) {
     return contrast_views<T>(view_0, view_1, scale, CL_OPTIONS, normalize, share, needs);
   });
 }
 
-Contrast pair_contrast(const Tensor& query, const Tensor& key, const Tensor& scale,
-                       CL_OPTION_PARAMETERS, bool normalize, double share, std::vector<bool> needs,
-                       bool symmetric) {
+PairsContrast pair_contrast(const Tensor& query, const Tensor& key, const Tensor& scale,
+                            CL_OPTION_PARAMETERS, bool normalize, double share,
+                            std::vector<bool> needs, bool symmetric) {
   CL_CHECK_OPTIONS;
   return by_accumulator(query, [&]<class T>(T) {
     return contrast_pairs<T>(query, key, scale, CL_OPTIONS, normalize, share, needs, symmetric);

@@ -15,10 +15,9 @@ namespace cl::cpu {
 
 // Rows of a tile: a function of the shape alone, so that results do not depend on the machine.
 // A tile fits the second-level cache; a small problem still gives every thread a few tiles.
-inline int64_t block_size(int64_t rows, int64_t width) {
-  const int64_t largest = width < 512 ? 256 : 512;
+inline int64_t block_size(int64_t rows) {
   const int64_t eighth = (rows / 8 + 31) / 32 * 32;
-  return std::clamp<int64_t>(eighth, 32, largest);
+  return std::clamp<int64_t>(eighth, 32, 256);
 }
 
 template <class T>
@@ -132,8 +131,8 @@ class TileLoop {
            bool is_self)
       : query_(query, options.compute_dtype),
         key_(key, options.compute_dtype),
-        block_m_(block_size(query.size(0), query.size(1))),
-        block_n_(block_size(key.size(0), key.size(1))),
+        block_m_(block_size(query.size(0))),
+        block_n_(block_size(key.size(0))),
         filters_(options, block_m_, block_n_),
         is_self_(is_self),
         symmetric_(filters_.symmetric()),
