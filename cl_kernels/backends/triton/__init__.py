@@ -48,5 +48,7 @@ def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
         return f"the Triton kernels serve cuda tensors, not {device_type}"
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):
-        return f"the Triton kernels need compute capability 8.0, not {capability[0]}.{capability[1]}"
+        return (
+            f"the Triton kernels need compute capability 8.0, not {capability[0]}.{capability[1]}"
+        )
     return None

@@ -1,29 +1,22 @@
-"""Which tiles a kernel works on: a table by architecture, kernel family, precision and width."""
+"""Which tiles a kernel works on, and how a problem is cut into what fits a workspace."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 
+from .table import TABLE, WIDE, Config
+
+__all__ = ["TABLE", "WIDE", "Config"]
+
 SLAB_BYTES = 256 * 2**20  # of the weights of a wide problem that exist at a time
+SLAB_UNIT = 256  # what their sides are multiples of, for whole tiles
 PARTIAL_BYTES = 256 * 2**20  # of partial column sums that exist at a time
-MAX_WIDTH = 4096
-WIDE = MAX_WIDTH  # the table's last column of widths: read in chunks
 
-
-class Config(NamedTuple):
-    BLOCK_M: int
-    BLOCK_N: int
-    BLOCK_D: int  # 0: the rows' whole width in one tile
-    num_warps: int
-    num_stages: int
-
-
-_ANY = Config(32, 32, 0, 4, 2)
-
-TABLE: dict[tuple[int, str, str, int], Config] = {}
+# The largest width whose gradients the fused kernels make; wider ones go through slabs.
+# By compiling: beyond these, tiles that do not spill are too small to keep the products busy.
+KNEE = {"half": 128, "tf32": 128, "ieee": 64}
+MEAN_KEY_KNEE = {"half": 256, "tf32": 128, "ieee": 64}
 
 
 def kind(compute_dtype: torch.dtype) -> str:
@@ -44,7 +37,7 @@ def precision(kind: str) -> str:
 
 
 def architecture(device: torch.device) -> int:
-    """The column of the table that serves a device: 80, 90 or 100."""
+    """The part of the table that serves a device: 80, 90 or 100."""
     if device.type != "cuda":
         return 90
     major, _ = torch.cuda.get_device_capability(device)
@@ -57,13 +50,41 @@ def padded_width(D: int) -> int:
     return max(16, triton.next_power_of_2(D)) if D <= 256 else triton.cdiv(D, 64) * 64
 
 
-def knee(arch: int, kind: str) -> int:
-    """The largest width whose gradients the fused kernels make; wider ones go through slabs."""
-    return {"half": 256, "tf32": 128, "ieee": 64}[kind]
+def configured(arch: int, family: str, kind: str, width: int) -> Config:
+    """The table's configuration: that of the least width which is not below this one."""
+    widths = [w for a, f, k, w in TABLE if (a, f, k) == (arch, family, kind) and w >= width]
+    if not widths:
+        raise LookupError(f"sm_{arch}: no {family} configuration for {kind} rows of width {width}")
+    return TABLE[arch, family, kind, min(widths)]
+
+
+def _smaller(config: Config) -> Config | None:
+    """A configuration that needs less shared memory; blocks of columns divide those of rows."""
+    BLOCK_M, BLOCK_N, _, _, num_stages = config
+    if num_stages > 1:
+        return config._replace(num_stages=num_stages - 1)
+    if BLOCK_N > 32:
+        return config._replace(BLOCK_N=BLOCK_N // 2)
+    if BLOCK_M > 32:
+        return config._replace(BLOCK_M=BLOCK_M // 2, num_warps=4)
+    if BLOCK_N > 16:
+        return config._replace(BLOCK_N=16)
+    return None
 
 
 def candidates(arch: int, family: str, kind: str, width: int) -> list[Config]:
     """What to try, in order: the table's configuration, then ever smaller ones."""
-    widths = [w for a, f, k, w in TABLE if (a, f, k) == (arch, family, kind) and w >= width]
-    best = TABLE[arch, family, kind, min(widths)] if widths else _ANY
-    return [best]
+    config: Config | None = configured(arch, family, kind, width)
+    found = []
+    while config is not None:
+        found.append(config)
+        config = _smaller(config)
+    return found
+
+
+def family_for(arch: int, family: str, kind: str, masked: bool) -> str:
+    """The family, or its variant for calls that mask tiles where the table has one."""
+    special = family + "_masked"
+    if masked and any((a, f, k) == (arch, special, kind) for a, f, k, _ in TABLE):
+        return special
+    return family

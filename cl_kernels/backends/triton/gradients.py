@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .ids import Ids
 from .launch import spans
 from .logsumexp import fused_mean_key, row_logsumexp
 from .prepare import finish_gradient
@@ -23,18 +24,17 @@ from .problem import Problem
 from .slabs import row_col_slabs
 from .tiles import (
     LOG2E,
-    in_range,
-    keep_pairs,
+    drop_pairs,
+    kernel,
     load_ids,
     load_rows,
-    load_vector,
     round_like,
     upstream,
     weigh_pairs,
 )
 
 
-@triton.jit
+@kernel
 def row_col_logsumexp_bwd_kernel(
     X, Y, SCALE, SUM_X, SUM_Y, GX, RX, TX, GY, RY, TY, GAIN,
     XID0, YID0, XID1, YID1, M, N, span,
@@ -45,7 +45,7 @@ def row_col_logsumexp_bwd_kernel(
     """SUM_X[split] = W @ Y over a span of Y; SUM_Y += W.T @ X, unless it is None.
 
     GX, RX: upstream gradient and log-sum-exp of X's rows, None if W lacks their term; GY, RY of
-    Y's. TX, TY: taints (NaN for a row that was zeroed, else zero), None without filters.
+    Y's. TX, TY: taints (NaN for a row that was zeroed, else zero), None if none was.
     """
     blocks = tl.cdiv(M, BLOCK_M)
     split = tl.program_id(0) // blocks
@@ -63,13 +63,12 @@ def row_col_logsumexp_bwd_kernel(
         gy, ry, ty = upstream(GY, RY, TY, GAIN, cols, N, EVEN)
         logits = tl.dot(x, tl.trans(y), input_precision=PRECISION) * scale
         weights = weigh_pairs(
-            logits, gx, rx, tx, gy, ry, ty, GX is not None, GY is not None, KEEP0 or KEEP1
+            logits, gx, rx, tx, gy, ry, ty, GX is not None, GY is not None, TX is not None
         )
-        if not EVEN or KEEP0 or KEEP1:
-            keep = in_range(rows, cols, M, N)
-            keep = keep_pairs(keep, row_id0, load_ids(YID0, cols, N, KEEP0, EVEN), KEEP0)
-            keep = keep_pairs(keep, row_id1, load_ids(YID1, cols, N, KEEP1, EVEN), KEEP1)
-            weights = tl.where(keep, weights, 0.0)
+        weights = drop_pairs(
+            weights, 0.0, rows, cols, row_id0, row_id1, YID0, YID1,
+            M, N, KEEP0, KEEP1, EVEN,
+        )  # fmt: skip
         weights = round_like(weights, X, UPCAST)
         sums = tl.dot(weights, y, sums, input_precision=PRECISION)
         if SUM_Y is not None:
@@ -90,7 +89,7 @@ class Side:
     taint: Tensor | None  # [R]
     grad: Tensor | None  # [R]
     lse: Tensor | None  # [R]
-    ids: list[Tensor | None]
+    ids: Ids
 
 
 def sides(problem: Problem, of_rows, of_cols) -> tuple[Side, Side]:
@@ -111,11 +110,17 @@ def weight_gain(problem: Problem, *upstreams) -> Tensor | None:
     """
     if problem.compute_dtype != torch.float16:
         return None
-    largest = torch.stack([
-        grad.nan_to_num(0.0, 0.0, 0.0).masked_fill(lse == -torch.inf, 0.0).abs().amax()
-        for grad, lse in upstreams
-        if grad is not None
-    ]).amax().clamp(2.0**-100, 2.0**100)
+    largest = (
+        torch.stack(
+            [
+                grad.nan_to_num(0.0, 0.0, 0.0).masked_fill(lse == -torch.inf, 0.0).abs().amax()
+                for grad, lse in upstreams
+                if grad is not None
+            ]
+        )
+        .amax()
+        .clamp(2.0**-100, 2.0**100)
+    )
     return torch.exp2(12.0 - largest.log2().ceil())
 
 
@@ -141,7 +146,7 @@ def visit(problem: Problem, x: Side, y: Side, gain: Tensor | None, both: bool):
 
 
 def gradients(problem: Problem, of_rows, of_cols, need_query: bool, need_key: bool):
-    """Gradients of queries, keys and scale; ``of_rows`` and ``of_cols`` are (grad, lse) or Nones."""
+    """Gradients of queries, keys and scale; ``of_rows``, ``of_cols``: (grad, lse) or Nones."""
     none = problem.empty(0)
     if problem.M == 0 or problem.N == 0:
         return (
@@ -154,7 +159,7 @@ def gradients(problem: Problem, of_rows, of_cols, need_query: bool, need_key: bo
     want_key = need_key
     want_query = need_query or not need_key  # the scale's gradient needs one of them
     sum_query = sum_key = None
-    if problem.width > configs.knee(problem.arch, problem.kind):
+    if problem.wide:
         sum_query, sum_key = row_col_slabs(problem, query, key, gain, want_query, want_key)
     elif want_query and want_key and not problem.deterministic:
         if problem.M >= problem.N:
@@ -166,17 +171,15 @@ def gradients(problem: Problem, of_rows, of_cols, need_query: bool, need_key: bo
             sum_query, _ = visit(problem, query, key, gain, both=False)
         if want_key:
             sum_key, _ = visit(problem, key, query, gain, both=False)
-    grad_query = grad_key = grad_scale = None
-    if want_query:
-        grad_query, grad_scale = finish_gradient(
+    grad_query = grad_key = none
+    products = none
+    if sum_key is not None:
+        grad_key, products = finish_gradient(sum_key, key.rows, problem.scale, gain, problem.D)
+    if sum_query is not None:
+        grad_query, products = finish_gradient(
             sum_query, query.rows, problem.scale, gain, problem.D
         )
-    if want_key:
-        grad_key, of_key = finish_gradient(
-            sum_key, key.rows, problem.scale, gain, problem.D, dots=not want_query
-        )
-        grad_scale = grad_scale if want_query else of_key
-    return grad_query if need_query else none, grad_key if need_key else none, grad_scale
+    return grad_query if need_query else none, grad_key, products.sum()
 
 
 def row_logsumexp_backward(grad, lse, query, key, scale, *options):
@@ -196,13 +199,14 @@ def row_logsumexp_mean_key(query, key, scale, *options):
     M, N = problem.M, problem.N
     if M == 0 or N == 0:
         return problem.full((M,), -torch.inf), problem.full(query.shape, 0.0)
-    if problem.width <= configs.knee(problem.arch, problem.kind):
+    if problem.width <= configs.MEAN_KEY_KNEE[problem.kind]:
         return fused_mean_key(problem)
     # The mean key is the gradient of the log-sum-exp by the unscaled query.
     lse = row_logsumexp(query, key, scale, *options)
     ones = torch.ones_like(lse)
     gain = weight_gain(problem, (ones, lse))
     rows, cols = sides(problem, (ones, lse), (None, None))
-    mean, _ = row_col_slabs(problem, rows, cols, gain, True, False)
-    mean = mean[0, :, : problem.D]
+    sums, _ = row_col_slabs(problem, rows, cols, gain, True, False)
+    assert sums is not None
+    mean = sums[0, :, : problem.D]
     return lse, mean.contiguous() if gain is None else mean / gain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from .configs import Config
 
 
 def launch(kernel, programs: int, args, constexprs, num_warps: int = 4, num_stages: int = 2):
+    if programs == 0:
+        return
     device = next(a.device for a in args if isinstance(a, Tensor))
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device:

@@ -8,13 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .tiles import INTERPRETED, rounded
+from .tiles import INTERPRETED, kernel, rounded
 
 BLOCK = 16
 CHUNK = 256
 
 
-@triton.jit
+@kernel
 def prepare_rows_kernel(
     X, OUT, TAINT, R, WIDTH: tl.constexpr, D: tl.constexpr, CLEAN: tl.constexpr,
     UPCAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -44,7 +44,7 @@ def prepare_rows_kernel(
         tl.store(OUT + start * D + d, rounded(x, OUT.dtype.element_ty, UPCAST), mask=mask)
 
 
-@triton.jit
+@kernel
 def finish_gradient_kernel(
     A, X, SCALE, GAIN, OUT, DOTS, R, parts, WIDTH: tl.constexpr, D: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -68,13 +68,12 @@ def finish_gradient_kernel(
             offset = (tl.zeros((), tl.int64) + part) * R * D
             a += tl.load(A + offset + start * D + d, mask=mask, other=0.0)
         a *= gain
+        a += tl.sum(a - a, 1)[:, None]  # one NaN makes a row of them (a chunk, for wide rows)
         tl.store(OUT + start * WIDTH + d, a * scale, mask=mask)
-        if DOTS is not None:
-            x = tl.load(X + start * D + d, mask=mask, other=0.0).to(tl.float32)
-            # Where the sum is exactly zero no kept pair touched the row, whatever it holds.
-            dots += tl.sum(tl.where(a == 0.0, 0.0, a * x), 1)
-    if DOTS is not None:
-        tl.store(DOTS + tl.program_id(0), tl.sum(dots, 0))
+        x = tl.load(X + start * D + d, mask=mask, other=0.0).to(tl.float32)
+        # Where the sum is exactly zero no kept pair touched the row, whatever it holds.
+        dots += tl.sum(tl.where(a == 0.0, 0.0, a * x), 1)
+    tl.store(DOTS + tl.program_id(0), tl.sum(dots, 0))
 
 
 def _chunk(width: int) -> int:
@@ -88,7 +87,7 @@ def prepared_rows(x: Tensor, dtype: torch.dtype, width: int, clean: bool = False
     float32 vector of zeros and NaN; it is None otherwise.
     """
     R, D = x.shape
-    if not clean and x.dtype == dtype and D == width:
+    if not clean and x.dtype == dtype and width == D:
         return x, None
     out = torch.empty(R, width, dtype=dtype, device=x.device)
     taint = torch.empty(R, dtype=torch.float32, device=x.device) if clean else None
@@ -100,14 +99,17 @@ def prepared_rows(x: Tensor, dtype: torch.dtype, width: int, clean: bool = False
     return out, taint
 
 
-def finish_gradient(sums: Tensor, x: Tensor, scale: Tensor, gain: Tensor | None, D: int, dots=True):
-    """Gradient [R, D] = ``scale * sums`` and, 0-d, ``<x, sums>``: ``sums`` is [parts, R, width]."""
+def finish_gradient(sums: Tensor, x: Tensor, scale: Tensor, gain: Tensor | None, D: int):
+    """Gradient [R, D] = ``scale * sums``, and numbers whose sum is ``<x, sums>``.
+
+    ``sums`` is [parts, R, width] and may become the gradient.
+    """
     parts, R, width = sums.shape
     programs = triton.cdiv(R, BLOCK)
-    out = sums[0] if parts == 1 and D == width else sums.new_empty(R, D)
-    products = sums.new_empty(programs) if dots else None
+    out = sums[0] if parts == 1 and width == D else sums.new_empty(R, D)
+    products = sums.new_empty(programs)
     launch(
         finish_gradient_kernel, programs, (sums, x, scale, gain, out, products, R, parts),
         {"WIDTH": D, "D": width, "BLOCK": BLOCK, "BLOCK_D": _chunk(width)},
     )  # fmt: skip
-    return out, None if products is None else products.sum()
+    return out, products

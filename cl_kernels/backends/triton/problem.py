@@ -11,11 +11,13 @@ from torch import Tensor
 
 from . import configs
 from .configs import Config
+from .ids import Ids, compact_ids
 from .launch import first_that_fits, launch
 from .prepare import prepared_rows
 from .tiles import INTERPRETED, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, LOG2E
 
 FIXED_SHIFT_BOUND = 78.0  # logits up to this in size are summed with a fixed shift
+LARGEST_BLOCK = 256  # of the table: sizes it divides leave no ragged tile
 HEADROOM = 70.0  # exp(70) times any number of keys stays below float32's largest number
 
 
@@ -29,6 +31,11 @@ class Problem:
         for name, option in (("below", below), ("key_bias", key_bias), ("guide", guide_query)):
             if option is not None:
                 raise NotImplementedError(f"{name}: the Triton kernels do not take it yet")
+        if query.shape[1] > configs.WIDE:
+            raise ValueError(
+                f"query: the Triton kernels take rows of up to {configs.WIDE} columns, "
+                f"got {query.shape[1]}"
+            )
         self.query, self.key, self.scale = query, key, scale
         self.M, self.N, self.D = query.shape[0], key.shape[0], query.shape[1]
         self.width = configs.padded_width(self.D)
@@ -38,10 +45,14 @@ class Problem:
         self.arch = configs.architecture(self.device)
         self.keeps = [KEEP_SAME if same else KEEP_DIFFERENT for same in keep_same]
         self.keeps += [KEEP_ALL] * (2 - len(self.keeps))
-        self.query_ids = [*query_ids, None, None][:2]
-        self.key_ids = [*key_ids, None, None][:2]
+        compact: list[Ids] = [compact_ids(*pair) for pair in zip(query_ids, key_ids, strict=True)]
+        compact += [(None, None)] * (2 - len(compact))
+        self.query_ids: Ids
+        self.key_ids: Ids
+        self.query_ids = (compact[0][0], compact[1][0])
+        self.key_ids = (compact[0][1], compact[1][1])
         self.fixed = logit_bound is not None and logit_bound <= FIXED_SHIFT_BOUND
-        self.shift = max(0.0, logit_bound - HEADROOM) * LOG2E.value if self.fixed else 0.0
+        self.shift = max(0.0, (logit_bound or 0.0) - HEADROOM) * LOG2E.value if self.fixed else 0.0
         self.deterministic = torch.are_deterministic_algorithms_enabled()
 
     @property
@@ -49,10 +60,15 @@ class Problem:
         return self.keeps != [KEEP_ALL, KEEP_ALL]
 
     @property
+    def wide(self) -> bool:
+        """Products with the weights are made in slabs."""
+        return self.width > configs.KNEE[self.kind]
+
+    @property
     def symmetric(self) -> bool:
         """The filters say the same of (i, j) and of (j, i)."""
         pairs = zip(self.query_ids, self.key_ids, strict=True)
-        return all(q is k or q.data_ptr() == k.data_ptr() for q, k in pairs)
+        return all(q is k for q, k in pairs)
 
     @property
     def ids(self) -> tuple[Tensor | None, ...]:
@@ -73,16 +89,13 @@ class Problem:
 
         A weight of zero times a NaN is NaN: where a filter drops pairs, rows that are not finite
         are zeroed and the taints put NaN back where they are kept. Without filters every pair is
-        kept and IEEE arithmetic says the same by itself.
+        kept, IEEE arithmetic does it by itself, and ``finish_gradient`` widens one NaN to its row.
         """
-        query, taint_query = prepared_rows(
-            self.query, self.compute_dtype, self.width, clean=self.filtered
-        )
+        clean = self.filtered or self.wide
+        query, taint_query = prepared_rows(self.query, self.compute_dtype, self.width, clean)
         if self.key is self.query:
             return query, query, taint_query, taint_query
-        key, taint_key = prepared_rows(
-            self.key, self.compute_dtype, self.width, clean=self.filtered
-        )
+        key, taint_key = prepared_rows(self.key, self.compute_dtype, self.width, clean)
         return query, key, taint_query, taint_key
 
     def empty(self, *size: int) -> Tensor:
@@ -93,6 +106,8 @@ class Problem:
 
     def with_config(self, family: str, run: Callable[[Config], Any]) -> Any:
         """``run`` with the table's configuration, or with the first after it that fits."""
+        masked = self.filtered or self.M % LARGEST_BLOCK != 0 or self.N % LARGEST_BLOCK != 0
+        family = configs.family_for(self.arch, family, self.kind, masked)
         return first_that_fits(self.arch, family, self.kind, self.width, run)
 
     def launch(self, kernel, programs: int, config: Config, *args, M=None, N=None, **constexprs):
@@ -102,7 +117,7 @@ class Problem:
             "D": self.width, "KEEP0": self.keeps[0], "KEEP1": self.keeps[1], "FIXED": self.fixed,
             "EVEN": even, "PRECISION": configs.precision(self.kind), "UPCAST": INTERPRETED,
             "BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N,
-            "BLOCK_D": config.BLOCK_D or self.width, **constexprs,
+            "BLOCK_D": min(config.BLOCK_D or self.width, self.width), **constexprs,
         }  # fmt: skip
         constexprs = {name: constexprs[name] for name in kernel.arg_names if name in constexprs}
         launch(kernel, programs, args, constexprs, config.num_warps, config.num_stages)

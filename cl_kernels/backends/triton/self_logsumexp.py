@@ -9,42 +9,41 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
 from .gradients import weight_gain
 from .launch import spans, waves
-from .logsumexp import combine
+from .logsumexp import ColumnSums
 from .prepare import finish_gradient
 from .problem import Problem
-from .slabs import GROUP, Blocks, add_product, block_tile, store_weights
+from .slabs import Blocks, add_product, block_tile, store_weights
 from .tiles import (
     LOG2E,
-    column_logsumexp,
+    drop_pairs,
     exponentials,
-    in_range,
-    keep_pairs,
+    kernel,
     load_ids,
     load_rows,
-    logarithm,
     resident_rows,
     round_like,
     start_maximum,
+    store_column_sums,
     tile_products,
     upstream,
     weigh_pairs,
 )
 
 
-@triton.jit
+@kernel
 def self_logsumexp_fwd_kernel(
-    X, SCALE, PARTIAL, QID0, KID0, QID1, KID1, R, span, shift, first_block, blocks,
+    X, SCALE, MAXIMA, SUMS, QID0, KID0, QID1, KID1, R, span, shift,
+    first_block, blocks,
     D: tl.constexpr, KEEP0: tl.constexpr, KEEP1: tl.constexpr, SYMMETRIC: tl.constexpr,
     FIXED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """PARTIAL[block, j] = log-sum-exp of column j over a block of rows above the diagonal's, and
-    PARTIAL[blocks + split, i] = that of row i over a span of columns from the diagonal on.
+    """MAXIMA and SUMS [block, j]: column j's over a block of rows above the diagonal's, and
+    [blocks + split, i]: row i's over a span of columns from the diagonal on.
 
-    What this leaves out of PARTIAL is -inf already.
+    What this leaves out of them is -inf and zero already.
     """
     split = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
@@ -52,6 +51,8 @@ def self_logsumexp_fwd_kernel(
     rows = first_row + tl.arange(0, BLOCK_M)
     q_row0 = load_ids(QID0, rows, R, KEEP0, EVEN)
     q_row1 = load_ids(QID1, rows, R, KEEP1, EVEN)
+    k_row0 = q_row0
+    k_row1 = q_row1
     if not SYMMETRIC:
         k_row0 = load_ids(KID0, rows, R, KEEP0, EVEN)
         k_row1 = load_ids(KID1, rows, R, KEEP1, EVEN)
@@ -67,54 +68,56 @@ def self_logsumexp_fwd_kernel(
             D, EVEN, PRECISION, UPCAST, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         logits = products * scale
-        of_rows = logits
-        if not EVEN or KEEP0 or KEEP1:
-            keep = in_range(rows, cols, R, R)
-            keep = keep_pairs(keep, q_row0, load_ids(KID0, cols, R, KEEP0, EVEN), KEEP0)
-            keep = keep_pairs(keep, q_row1, load_ids(KID1, cols, R, KEEP1, EVEN), KEEP1)
-            of_rows = tl.where(keep, logits, float("-inf"))
+        of_rows = drop_pairs(
+            logits, float("-inf"), rows, cols, q_row0, q_row1, KID0, KID1,
+            R, R, KEEP0, KEEP1, EVEN,
+        )  # fmt: skip
         terms, shrink, maximum = exponentials(of_rows, maximum, FIXED, 1)
         total = total * shrink + tl.sum(terms, 1)
+        of_cols = of_rows
         if not SYMMETRIC:
-            keep = in_range(rows, cols, R, R)
-            keep = keep_pairs(keep, k_row0, load_ids(QID0, cols, R, KEEP0, EVEN), KEEP0)
-            keep = keep_pairs(keep, k_row1, load_ids(QID1, cols, R, KEEP1, EVEN), KEEP1)
-            of_rows = tl.where(keep, logits, float("-inf"))
+            of_cols = drop_pairs(
+                logits, float("-inf"), rows, cols, k_row0, k_row1, QID0, QID1,
+                R, R, KEEP0, KEEP1, EVEN,
+            )  # fmt: skip
             if FIXED:
-                terms = tl.exp2(of_rows - shift)
-        col = column_logsumexp(of_rows, terms, shift, FIXED, BLOCK_N)
+                terms = tl.exp2(of_cols - shift)
+        offsets = block.to(tl.int64) * R + cols
         above = (cols < R) & (cols >= first_row + BLOCK_M)
-        tl.store(PARTIAL + block.to(tl.int64) * R + cols, col, mask=above)
-    offset = (blocks + split).to(tl.int64) * R
-    tl.store(PARTIAL + offset + rows, logarithm(maximum, total), mask=rows < R)
+        store_column_sums(MAXIMA, SUMS, offsets, above, of_cols, terms, FIXED, BLOCK_N)
+    offsets = (blocks + split).to(tl.int64) * R + rows
+    if not FIXED:
+        tl.store(MAXIMA + offsets, maximum, mask=rows < R)
+    tl.store(SUMS + offsets, total, mask=rows < R)
 
 
 @triton.jit
 def weigh_self_pairs(
-    logits, gx, rx, tx, gy, ry, ty, rows, cols, R,
+    logits, gx, rx, tx, gy, ry, ty, rows, cols, M, N,
     q_row0, k_row0, q_row1, k_row1, QID0, KID0, QID1, KID1,
-    KEEP0: tl.constexpr, KEEP1: tl.constexpr, SYMMETRIC: tl.constexpr, EVEN: tl.constexpr,
+    KEEP0: tl.constexpr, KEEP1: tl.constexpr, SYMMETRIC: tl.constexpr,
+    TAINTED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Weights of a tile's pairs: rows' terms where (i, j) is kept, columns' where (j, i) is."""
     if SYMMETRIC:
-        of_rows = weigh_pairs(logits, gx, rx, tx, gy, ry, ty, True, True, KEEP0 or KEEP1)
+        of_rows = weigh_pairs(logits, gx, rx, tx, gy, ry, ty, True, True, TAINTED)
+        of_cols = of_rows
     else:
         of_rows = gx[:, None] * tl.exp2(logits - rx[:, None]) + ty[None, :]
         of_cols = gy[None, :] * tl.exp2(logits - ry[None, :]) + tx[:, None]
-    if not EVEN or KEEP0 or KEEP1:
-        keep = in_range(rows, cols, R, R)
-        keep = keep_pairs(keep, q_row0, load_ids(KID0, cols, R, KEEP0, EVEN), KEEP0)
-        keep = keep_pairs(keep, q_row1, load_ids(KID1, cols, R, KEEP1, EVEN), KEEP1)
-        of_rows = tl.where(keep, of_rows, 0.0)
+    of_rows = drop_pairs(
+        of_rows, 0.0, rows, cols, q_row0, q_row1, KID0, KID1,
+        M, N, KEEP0, KEEP1, EVEN,
+    )  # fmt: skip
     if not SYMMETRIC:
-        keep = in_range(rows, cols, R, R)
-        keep = keep_pairs(keep, k_row0, load_ids(QID0, cols, R, KEEP0, EVEN), KEEP0)
-        keep = keep_pairs(keep, k_row1, load_ids(QID1, cols, R, KEEP1, EVEN), KEEP1)
-        of_rows += tl.where(keep, of_cols, 0.0)
+        of_rows += drop_pairs(
+            of_cols, 0.0, rows, cols, k_row0, k_row1, QID0, QID1,
+            M, N, KEEP0, KEEP1, EVEN,
+        )  # fmt: skip
     return of_rows
 
 
-@triton.jit
+@kernel
 def self_logsumexp_bwd_kernel(
     X, SCALE, SUM, GRAD, LSE, TAINT, GAIN, QID0, KID0, QID1, KID1, R, span,
     D: tl.constexpr, KEEP0: tl.constexpr, KEEP1: tl.constexpr, SYMMETRIC: tl.constexpr,
@@ -147,9 +150,10 @@ def self_logsumexp_bwd_kernel(
         gy, ry, ty = upstream(GRAD, LSE, TAINT, GAIN, cols, R, EVEN)
         logits = tl.dot(x, tl.trans(y), input_precision=PRECISION) * scale
         weights = weigh_self_pairs(
-            logits, gx, rx, tx, gy, ry, ty, rows, cols, R,
+            logits, gx, rx, tx, gy, ry, ty, rows, cols, R, R,
             q_row0, k_row0, q_row1, k_row1, QID0, KID0, QID1, KID1,
-            KEEP0, KEEP1, SYMMETRIC, EVEN,
+
+            KEEP0, KEEP1, SYMMETRIC, TAINT is not None, EVEN,
         )  # fmt: skip
         weights = round_like(weights, X, UPCAST)
         sums = tl.dot(weights, y, sums, input_precision=PRECISION)
@@ -171,9 +175,9 @@ def self_logsumexp_bwd_kernel(
         tl.store(pointers, sums, mask=mask)
 
 
-@triton.jit
+@kernel
 def self_weights_kernel(
-    X, SCALE, W, GRAD, LSE, TAINT, GAIN, QID0, KID0, QID1, KID1, R,
+    X, SCALE, W, GRAD, LSE, TAINT, GAIN, QID0, KID0, QID1, KID1,
     row_start, row_end, col_start, col_end, pitch,
     D: tl.constexpr, KEEP0: tl.constexpr, KEEP1: tl.constexpr, SYMMETRIC: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
@@ -185,25 +189,26 @@ def self_weights_kernel(
     )
     rows = first_row + tl.arange(0, BLOCK_M)
     cols = first_col + tl.arange(0, BLOCK_N)
-    x = resident_rows(X, first_row, R, D, EVEN, UPCAST, BLOCK_M, BLOCK_D)
+    x = resident_rows(X, first_row, row_end, D, EVEN, UPCAST, BLOCK_M, BLOCK_D)
     products = tile_products(
-        x, X, X, first_row, first_col, R, R,
+        x, X, X, first_row, first_col, row_end, col_end,
         D, EVEN, PRECISION, UPCAST, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     logits = products * (tl.load(SCALE) * LOG2E)
-    gx, rx, tx = upstream(GRAD, LSE, TAINT, GAIN, rows, R, EVEN)
-    gy, ry, ty = upstream(GRAD, LSE, TAINT, GAIN, cols, R, EVEN)
-    q_row0 = load_ids(QID0, rows, R, KEEP0, EVEN)
-    q_row1 = load_ids(QID1, rows, R, KEEP1, EVEN)
+    gx, rx, tx = upstream(GRAD, LSE, TAINT, GAIN, rows, row_end, EVEN)
+    gy, ry, ty = upstream(GRAD, LSE, TAINT, GAIN, cols, col_end, EVEN)
+    q_row0 = load_ids(QID0, rows, row_end, KEEP0, EVEN)
+    q_row1 = load_ids(QID1, rows, row_end, KEEP1, EVEN)
     k_row0 = q_row0
     k_row1 = q_row1
     if not SYMMETRIC:
-        k_row0 = load_ids(KID0, rows, R, KEEP0, EVEN)
-        k_row1 = load_ids(KID1, rows, R, KEEP1, EVEN)
+        k_row0 = load_ids(KID0, rows, row_end, KEEP0, EVEN)
+        k_row1 = load_ids(KID1, rows, row_end, KEEP1, EVEN)
     weights = weigh_self_pairs(
-        logits, gx, rx, tx, gy, ry, ty, rows, cols, R,
+        logits, gx, rx, tx, gy, ry, ty, rows, cols, row_end, col_end,
         q_row0, k_row0, q_row1, k_row1, QID0, KID0, QID1, KID1,
-        KEEP0, KEEP1, SYMMETRIC, EVEN,
+
+        KEEP0, KEEP1, SYMMETRIC, TAINT is not None, EVEN,
     )  # fmt: skip
     store_weights(
         W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch, UPCAST
@@ -221,18 +226,18 @@ def self_logsumexp(x, scale, *options):
     def run(config):
         parts = list(waves(triton.cdiv(R, config.BLOCK_M), R))
         splits, span = spans(parts[0][1], R, config, problem.device, per_processor=16)
-        partial = problem.empty(parts[0][1] + splits, R)
+        partial = ColumnSums(problem, parts[0][1] + splits, R)
         for first, count in parts:
-            partial.fill_(-torch.inf)
+            partial.clear()
             problem.launch(
                 self_logsumexp_fwd_kernel, splits * count, config,
-                rows, problem.scale, partial, *problem.ids, R, span, problem.shift, first, count,
-                SYMMETRIC=problem.symmetric,
+                rows, problem.scale, partial.maxima, partial.sums, *problem.ids,
+                R, span, problem.shift, first, count, SYMMETRIC=problem.symmetric,
             )  # fmt: skip
-            combine(partial, count + splits, lse, accumulate=True)
+            partial.add_to(lse, count + splits, accumulate=True)
         return lse
 
-    return problem.with_config("forward", run)
+    return problem.with_config("self_forward", run)
 
 
 def self_logsumexp_backward(grad, lse, x, scale, *options):
@@ -241,13 +246,10 @@ def self_logsumexp_backward(grad, lse, x, scale, *options):
         return problem.full(x.shape, 0.0), problem.full((), 0.0)
     rows, _, taint, _ = problem.product_operands
     gain = weight_gain(problem, (grad, lse))
-    args = grad.contiguous(), lse, taint, gain, *problem.ids, problem.M
-    if problem.width > configs.knee(problem.arch, problem.kind):
-        sums = _slabs(problem, rows, args)
-    else:
-        sums = _visit(problem, rows, args)
-    grad_x, inner = finish_gradient(sums, rows, problem.scale, gain, problem.D)
-    return grad_x, 0.5 * inner
+    args = grad.contiguous(), lse, taint, gain, *problem.ids
+    sums = (_slabs if problem.wide else _visit)(problem, rows, args)
+    grad_x, products = finish_gradient(sums, rows, problem.scale, gain, problem.D)
+    return grad_x, 0.5 * products.sum()
 
 
 def _visit(problem, rows, args):
@@ -255,20 +257,19 @@ def _visit(problem, rows, args):
 
     def run(config):
         blocks = triton.cdiv(R, config.BLOCK_M)
-        per_processor = 16 if upper else 2
-        splits, span = spans(blocks, R, config, problem.device, per_processor)
-        sums = (
-            problem.full((1, R, problem.width), 0.0)
-            if upper
-            else problem.empty(splits, R, problem.width)
-        )
+        splits, span = spans(blocks, R, config, problem.device, per_processor=16 if upper else 2)
+        if upper:
+            sums = problem.full((1, R, problem.width), 0.0)
+        else:
+            sums = problem.empty(splits, R, problem.width)
         problem.launch(
             self_logsumexp_bwd_kernel, splits * blocks, config,
-            rows, problem.scale, sums, *args, span, SYMMETRIC=problem.symmetric, UPPER=upper,
+            rows, problem.scale, sums, *args, R, span,
+            SYMMETRIC=problem.symmetric, UPPER=upper,
         )  # fmt: skip
         return sums
 
-    return problem.with_config("backward_both" if upper else "backward", run)
+    return problem.with_config("self_backward" if upper else "backward", run)
 
 
 def _slabs(problem, rows, args):
@@ -277,8 +278,9 @@ def _slabs(problem, rows, args):
     blocks = Blocks(problem, problem.M, problem.M)
     for i, j in blocks.upper():
         weights = blocks.write(
-            self_weights_kernel, (rows, problem.scale), i, j, *args, SYMMETRIC=problem.symmetric
-        )
+            self_weights_kernel, (rows, problem.scale), i, j, *args,
+            SYMMETRIC=problem.symmetric,
+        )  # fmt: skip
         add_product(sums[0, i], weights, rows[j])
         if i != j:
             add_product(sums[0, j], weights.T, rows[i])

@@ -20,8 +20,9 @@ from . import configs
 from .problem import Problem
 from .tiles import (
     LOG2E,
+    drop_pairs,
     in_range,
-    keep_pairs,
+    kernel,
     load_ids,
     resident_rows,
     rounded,
@@ -33,7 +34,7 @@ from .tiles import (
 GROUP = 8  # row blocks whose tiles are neighbours, for the L2 cache
 
 
-@triton.jit
+@kernel
 def row_col_weights_kernel(
     X, Y, SCALE, W, GX, RX, TX, GY, RY, TY, GAIN, XID0, YID0, XID1, YID1,
     row_start, row_end, col_start, col_end, pitch,
@@ -56,15 +57,14 @@ def row_col_weights_kernel(
     gx, rx, tx = upstream(GX, RX, TX, GAIN, rows, row_end, EVEN)
     gy, ry, ty = upstream(GY, RY, TY, GAIN, cols, col_end, EVEN)
     weights = weigh_pairs(
-        logits, gx, rx, tx, gy, ry, ty, GX is not None, GY is not None, KEEP0 or KEEP1
+        logits, gx, rx, tx, gy, ry, ty, GX is not None, GY is not None, TX is not None
     )
-    if KEEP0 or KEEP1:
-        keep = in_range(rows, cols, row_end, col_end)
-        row_id0 = load_ids(XID0, rows, row_end, KEEP0, EVEN)
-        row_id1 = load_ids(XID1, rows, row_end, KEEP1, EVEN)
-        keep = keep_pairs(keep, row_id0, load_ids(YID0, cols, col_end, KEEP0, EVEN), KEEP0)
-        keep = keep_pairs(keep, row_id1, load_ids(YID1, cols, col_end, KEEP1, EVEN), KEEP1)
-        weights = tl.where(keep, weights, 0.0)
+    weights = drop_pairs(
+        weights, 0.0, rows, cols,
+        load_ids(XID0, rows, row_end, KEEP0, EVEN), load_ids(XID1, rows, row_end, KEEP1, EVEN),
+        YID0, YID1, row_end, col_end,
+        KEEP0, KEEP1, EVEN,
+    )  # fmt: skip
     store_weights(
         W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch, UPCAST
     )
@@ -111,8 +111,9 @@ class Blocks:
 
     @staticmethod
     def _step(length: int, most: int) -> int:
-        most = max(64, most // 64 * 64)
-        return triton.cdiv(triton.cdiv(length, triton.cdiv(length, most)), 64) * 64
+        unit = configs.SLAB_UNIT
+        most = max(unit, most // unit * unit)
+        return triton.cdiv(triton.cdiv(length, triton.cdiv(length, most)), unit) * unit
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         for r in range(0, self.rows, self.row_step):
@@ -127,8 +128,10 @@ class Blocks:
         self.col_step = self.row_step
         return ((rows, cols) for rows, cols in self if cols.start >= rows.start)
 
-    def write(self, kernel, operands, rows: slice, cols: slice, *args, **constexprs) -> Tensor:
-        """W[rows, cols], as ``kernel`` writes it: ``operands`` before W, ``args`` after it."""
+    def write(
+        self, weights_kernel, operands, rows: slice, cols: slice, *args, **constexprs
+    ) -> Tensor:
+        """W[rows, cols]; the kernel takes ``operands`` before W and ``args`` after it."""
         problem = self.problem
         M, N = rows.stop - rows.start, cols.stop - cols.start
         pitch = triton.cdiv(N, 16) * 16  # aligned rows, whatever their length
@@ -143,7 +146,7 @@ class Blocks:
         def run(config):
             programs = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
             problem.launch(
-                kernel, programs, config, *operands, weights, *args,
+                weights_kernel, programs, config, *operands, weights, *args,
                 rows.start, rows.stop, cols.start, cols.stop, pitch,
                 M=M, N=N, GROUP=GROUP, **constexprs,
             )  # fmt: skip

@@ -11,6 +11,8 @@ Constexprs that the kernels share:
     UPCAST: set under the interpreter only, whose bfloat16 arithmetic is wrong.
 """
 
+from functools import partial
+
 import triton
 import triton.language as tl
 
@@ -18,6 +20,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 INTERPRETED = triton.knobs.runtime.interpret  # kernels are decorated for it once and for all
+
+# Kernels' integers. They are not specialised on, so that one compilation serves every size.
+INTEGERS = (
+    "M", "N", "R", "span", "count", "parts", "first_block", "blocks",
+    "row_start", "row_end", "col_start", "col_end",
+)  # fmt: skip
+kernel = partial(triton.jit, do_not_specialize=INTEGERS)
 
 KEEP_ALL, KEEP_SAME, KEEP_DIFFERENT = 0, 1, 2
 
@@ -28,24 +37,20 @@ def load_rows(
     D: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Rows ``first`` ... of X, BLOCK_D of their columns; rows past the bound are zero."""
+    """Rows ``first`` ... of X, BLOCK_D of their columns; past the bound, the last row again."""
     rows = tl.arange(0, BLOCK)
+    if not EVEN:
+        rows = tl.minimum(rows, bound - 1 - first)
     # The base is 64-bit and what is added to it is small: no offset overflows.
     base = X + ((tl.zeros((), tl.int64) + first) * D + column)
-    pointers = base + (rows[:, None] * D + tl.arange(0, BLOCK_D)[None, :])  # [BLOCK, BLOCK_D]
-    if EVEN:
-        tile = tl.load(pointers)
-    else:
-        tile = tl.load(pointers, mask=(first + rows < bound)[:, None], other=0.0)
+    tile = tl.load(base + (rows[:, None] * D + tl.arange(0, BLOCK_D)[None, :]))  # [BLOCK, BLOCK_D]
     return tile.to(tl.float32) if UPCAST else tile
 
 
 @triton.jit
-def load_vector(V, rows, bound, other, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.load(V + rows)
-    else:
-        return tl.load(V + rows, mask=rows < bound, other=other)
+def load_vector(V, rows, bound, EVEN: tl.constexpr):
+    """Elements of V; past the bound, the last again."""
+    return tl.load(V + (rows if EVEN else tl.minimum(rows, bound - 1)))
 
 
 @triton.jit
@@ -54,7 +59,7 @@ def load_ids(IDS, rows, bound, KEEP: tl.constexpr, EVEN: tl.constexpr):
     if KEEP == 0:
         return rows
     else:
-        return load_vector(IDS, rows, bound, 0, EVEN)
+        return load_vector(IDS, rows, bound, EVEN)
 
 
 @triton.jit
@@ -112,17 +117,31 @@ def tile_products(
 
 @triton.jit
 def in_range(rows, cols, M, N):
-    return (rows < M)[:, None] & (cols < N)[None, :]
+    # Not a conjunction: compilers would make a loop for rows inside and another for those outside.
+    return cols[None, :] < tl.where(rows < M, N, 0)[:, None]
 
 
 @triton.jit
-def keep_pairs(keep, row_ids, col_ids, KEEP: tl.constexpr):
-    """``keep`` and what one filter says of a tile's pairs, [BLOCK_M, BLOCK_N]."""
-    if KEEP == 1:
-        keep = keep & (row_ids[:, None] == col_ids[None, :])
-    elif KEEP == 2:
-        keep = keep & (row_ids[:, None] != col_ids[None, :])
-    return keep
+def drop_by_filter(
+    values, fill, row_ids, COL_IDS, cols, N, KEEP: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    if KEEP == 0:
+        return values
+    else:
+        equal = row_ids[:, None] == load_vector(COL_IDS, cols, N, EVEN)[None, :]
+        return tl.where(equal, values, fill) if KEEP == 1 else tl.where(equal, fill, values)
+
+
+@triton.jit
+def drop_pairs(
+    values, fill, rows, cols, row_ids0, row_ids1, COL_IDS0, COL_IDS1, M, N,
+    KEEP0: tl.constexpr, KEEP1: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """``fill`` where a pair is outside or a filter drops it, [BLOCK_M, BLOCK_N]."""
+    if not EVEN:
+        values = tl.where(in_range(rows, cols, M, N), values, fill)
+    values = drop_by_filter(values, fill, row_ids0, COL_IDS0, cols, N, KEEP0, EVEN)
+    return drop_by_filter(values, fill, row_ids1, COL_IDS1, cols, N, KEEP1, EVEN)
 
 
 @triton.jit
@@ -163,36 +182,35 @@ def logarithm(maximum, total):
 
 
 @triton.jit
-def column_logsumexp(logits, exponentials_of_rows, shift, FIXED: tl.constexpr, BLOCK: tl.constexpr):
-    """Natural log-sum-exp of a tile's columns, [BLOCK_N]; with a fixed shift rows share it."""
-    maximum = start_maximum(shift, FIXED, BLOCK)
-    if FIXED:
-        total = tl.sum(exponentials_of_rows, 0)
-    else:
-        terms, _, maximum = exponentials(logits, maximum, FIXED, 0)
-        total = tl.sum(terms, 0)
-    return logarithm(maximum, total)
+def store_column_sums(
+    MAXIMA, SUMS, offsets, mask, logits, terms, FIXED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A tile's column maxima and sums of exponentials above them; with a fixed shift the rows'
+    exponentials serve the columns too."""
+    if not FIXED:
+        terms, _, maximum = exponentials(logits, start_maximum(0.0, False, BLOCK), False, 0)
+        tl.store(MAXIMA + offsets, maximum, mask=mask)
+    tl.store(SUMS + offsets, tl.sum(terms, 0), mask=mask)
 
 
 @triton.jit
 def upstream(GRAD, LSE, TAINT, GAIN, rows, bound, EVEN: tl.constexpr):
     """Some rows' upstream gradient, base-2 log-sum-exp and taint; zeros where they are None.
 
-    A row with no kept pair has no gradient, whatever comes from upstream, and neither have rows
-    past the bound.
+    A row with no kept pair has no gradient, whatever comes from upstream.
     """
     if GRAD is None:
         grad = tl.zeros(rows.shape, tl.float32)
         lse = grad
     else:
-        lse = load_vector(LSE, rows, bound, float("-inf"), EVEN)
-        grad = tl.where(lse == float("-inf"), 0.0, load_vector(GRAD, rows, bound, 0.0, EVEN))
+        lse = load_vector(LSE, rows, bound, EVEN)
+        grad = tl.where(lse == float("-inf"), 0.0, load_vector(GRAD, rows, bound, EVEN))
         if GAIN is not None:
             grad *= tl.load(GAIN)
         lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
     taint = grad
     if TAINT is not None:
-        taint = load_vector(TAINT, rows, bound, 0.0, EVEN)
+        taint = load_vector(TAINT, rows, bound, EVEN)
     return grad, lse, taint
 
 

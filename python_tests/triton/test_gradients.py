@@ -1,0 +1,197 @@
+"""Backward kernels: fused and in slabs, one side or both, ordered or not."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from cl_kernels.backends import reference
+from cl_kernels.backends import triton as kernels
+from cl_kernels.backends.triton import configs
+
+from .cases import (
+    DEVICE,
+    DTYPES,
+    assert_gradient,
+    filters_of,
+    random_case,
+    upstream,
+)  # fmt: skip
+
+SIDES = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.fixture(params=["fused", "ordered", "slabs"])
+def path(request, monkeypatch):
+    """Each way gradients are made, whatever the table would choose."""
+    if request.param == "slabs":
+        monkeypatch.setattr(configs, "KNEE", dict.fromkeys(configs.KNEE, 0))
+        monkeypatch.setattr(configs, "SLAB_BYTES", 32 * 32 * 4)
+        monkeypatch.setattr(configs, "SLAB_UNIT", 32)
+    else:
+        monkeypatch.setattr(configs, "KNEE", dict.fromkeys(configs.KNEE, 256))
+    torch.use_deterministic_algorithms(request.param == "ordered")
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+def check_pair(case, need=(True, True), rows_only=False, grads=None):
+    M, N, dtype = len(case.query), len(case.key), case.query.dtype
+    row, col = kernels.row_col_logsumexp(*case.args)
+    exact_row, exact_col = reference.row_col_logsumexp(*case.exact)
+    g, h = upstream(M, N) if grads is None else grads
+    if rows_only:
+        actual = kernels.row_logsumexp_backward(g, row, *case.args, *need)
+        expected = reference.row_logsumexp_backward(g.double(), exact_row, *case.exact, *need)
+    else:
+        actual = kernels.row_col_logsumexp_backward(g, h, row, col, *case.args, *need)
+        expected = reference.row_col_logsumexp_backward(
+            g.double(), h.double(), exact_row, exact_col, *case.exact, *need
+        )
+    for a, e in zip(actual[:2], expected[:2], strict=True):
+        assert_gradient(a, e, dtype, case.scale)
+    # The scale's gradient is a small difference of large terms.
+    size = expected[2].abs() + g.nan_to_num().norm() + h.norm()
+    assert torch.equal(actual[2].isnan(), expected[2].isnan())
+    assert actual[2].isnan() or (actual[2] - expected[2]).abs() <= 4e-3 * size
+    if dtype == torch.float32 and not actual[2].isnan():
+        assert (actual[2] - expected[2]).abs() <= 1e-5 * size
+
+
+def check_gram(case, grad=None):
+    lse = kernels.self_logsumexp(*case.self_args)
+    exact = reference.self_logsumexp(*case.exact_self)
+    (grad,) = upstream(len(lse)) if grad is None else [grad]
+    actual = kernels.self_logsumexp_backward(grad, lse, *case.self_args)
+    expected = reference.self_logsumexp_backward(grad.double(), exact, *case.exact_self)
+    assert_gradient(actual[0], expected[0], case.query.dtype, case.scale)
+    assert torch.equal(actual[1].isnan(), expected[1].isnan())
+    error = 1e-5 if case.query.dtype == torch.float32 else 4e-3
+    assert actual[1].isnan() or (actual[1] - expected[1]).abs() <= error * (
+        expected[1].abs() + grad.nan_to_num().norm()
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(path, dtype):
+    case = random_case(dtype=dtype, scale=-20.0 if dtype == torch.float16 else 20.0)
+    check_pair(case)
+    check_pair(case, rows_only=True)
+    check_gram(case)
+
+
+def test_peaked_softmax(path):
+    case = random_case(scale=100.0)
+    check_pair(case)
+    check_gram(case)
+
+
+@pytest.mark.parametrize("need", SIDES)
+def test_one_side(path, need):
+    for (M, N), rows_only in product([(40, 50), (50, 40)], [True, False]):
+        check_pair(random_case(M, N), need, rows_only)
+
+
+@pytest.mark.parametrize("name", ["different", "same", "two"])
+def test_filters(path, name):
+    for rows_only in (True, False):
+        check_pair(random_case(40, 50, filters=filters_of(name, 40, 50)), rows_only=rows_only)
+    check_gram(random_case(40, 40, filters=filters_of(name, 40, 40)))
+
+
+def test_filters_that_are_not_symmetric(path):
+    M = 70
+    query_ids, key_ids = torch.arange(M, device=DEVICE) % 3, torch.arange(M, device=DEVICE) % 4
+    for same in (True, False):
+        check_gram(random_case(M, M, filters=[(query_ids, key_ids, same)]))
+
+
+@pytest.mark.parametrize(
+    ("M", "N", "D"), [(1, 1, 1), (1, 100, 3), (100, 1, 16), (64, 96, 17), (33, 31, 100)]
+)
+def test_shapes(path, M, N, D):
+    case = random_case(M, N, D, scale=5.0)
+    check_pair(case)
+    check_pair(case, rows_only=True)
+    check_gram(case)
+
+
+def test_width_beyond_the_fused_kernels():
+    case = random_case(50, 60, 300, scale=5.0, dtype=torch.bfloat16)
+    check_pair(case)
+    check_gram(case)
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 5), (5, 0)])
+def test_empty(path, M, N):
+    case = random_case(M, N, 8, peaked=False)
+    check_pair(case)
+    check_gram(case)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["none", "different", "same"])
+def test_rows_that_are_not_finite(path, value, name):
+    filters = filters_of(name, 40, 40)
+    for rows_only in (True, False):
+        case = random_case(40, 40, filters=filters)
+        case.query[3], case.key[33, 2] = value, value
+        check_pair(case, rows_only=rows_only)
+        case.query[39] = value
+        check_gram(case)
+
+
+def test_a_dropped_row_that_is_not_finite_poisons_nothing(path):
+    query_ids = torch.zeros(40, dtype=torch.int64, device=DEVICE)
+    key_ids = query_ids.clone()
+    key_ids[5] = 1
+    case = random_case(40, 40, filters=[(query_ids, key_ids, True)])
+    case.key[5] = torch.nan
+    check_pair(case)
+    query_ids[5] = 1
+    case = random_case(40, 40, filters=[(query_ids, key_ids, True), (query_ids, query_ids, False)])
+    case.query[5] = torch.nan
+    check_gram(case)
+
+
+def test_rows_without_a_key(path):
+    """The gradient that reaches them is ignored, even NaN."""
+    query_ids = torch.arange(40, device=DEVICE) % 7
+    case = random_case(40, 40, filters=[(query_ids, query_ids.clamp_max(5), True)])
+    g, h = upstream(40, 40)
+    g[query_ids == 6] = torch.nan
+    check_pair(case, grads=(g, h))
+    check_gram(case, g)
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e4])
+def test_float16_weights_of_any_size(path, size):
+    case = random_case(dtype=torch.float16)
+    g, h = torch.rand(40, device=DEVICE) * size, torch.rand(50, device=DEVICE) * size
+    row, col = kernels.row_col_logsumexp(*case.args)
+    actual = kernels.row_col_logsumexp_backward(g, h, row, col, *case.args, True, True)
+    expected = reference.row_col_logsumexp_backward(
+        g.double(), h.double(), row.double(), col.double(), *case.exact, True, True
+    )
+    for a, e in zip(actual[:2], expected[:2], strict=True):
+        assert_gradient(a, e, torch.float16, 100.0)
+
+
+def test_expanded_upstream_gradient(path):
+    case = random_case()
+    ones = [torch.ones((), device=DEVICE).expand(n) for n in (40, 50)]
+    check_pair(case, grads=ones)
+    check_gram(case, ones[0])
+
+
+def test_repeats_bit_for_bit(path):
+    if path == "fused" and DEVICE == "cuda":
+        pytest.skip("atomic additions have no order")
+    case = random_case(dtype=torch.bfloat16)
+    row, col = kernels.row_col_logsumexp(*case.args)
+    g, h = upstream(40, 50)
+    first, second = (
+        kernels.row_col_logsumexp_backward(g, h, row, col, *case.args, True, True) for _ in range(2)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,147 @@
+"""Forward kernels: rows, rows and columns, and the Gram matrix's rows."""
+
+import pytest
+import torch
+
+from cl_kernels.backends import reference
+from cl_kernels.backends import triton as kernels
+from cl_kernels.backends.triton import configs
+
+from .cases import (
+    DEVICE,
+    DTYPES,
+    Case,
+    assert_gradient,
+    assert_value,
+    filters_of,
+    random_case,
+    unit_rows,
+)  # fmt: skip
+
+
+def check_forward(case, gram=True):
+    assert_value(
+        kernels.row_logsumexp(*case.args), reference.row_logsumexp(*case.exact), case.scale
+    )
+    pairs = zip(
+        kernels.row_col_logsumexp(*case.args), reference.row_col_logsumexp(*case.exact), strict=True
+    )
+    for actual, expected in pairs:
+        assert_value(actual, expected, case.scale)
+    if gram:
+        expected = reference.self_logsumexp(*case.exact_self)
+        assert_value(kernels.self_logsumexp(*case.self_args), expected, case.scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scale", "bound"), [(10.0, 10.5), (-70.0, 75.0), (100.0, None)])
+def test_values(dtype, scale, bound):
+    check_forward(random_case(dtype=dtype, scale=scale, bound=bound))
+
+
+@pytest.mark.parametrize("name", ["different", "same", "two"])
+@pytest.mark.parametrize("bound", [None, 20.0])
+def test_filters(name, bound):
+    check_forward(random_case(40, 50, filters=filters_of(name, 40, 50), bound=bound), gram=False)
+    check_forward(random_case(40, 40, filters=filters_of(name, 40, 40), bound=bound))
+
+
+@pytest.mark.parametrize(
+    ("M", "N", "D"),
+    [(1, 1, 1), (1, 100, 3), (100, 1, 16), (64, 96, 17), (33, 31, 100), (40, 40, 300)],
+)
+def test_shapes(M, N, D):
+    check_forward(random_case(M, N, D, scale=5.0))
+
+
+@pytest.mark.parametrize("bound", [None, 20.0])
+def test_width_read_in_chunks(monkeypatch, bound):
+    monkeypatch.setattr(configs, "candidates", lambda *_: [configs.Config(32, 16, 16, 4, 1)])
+    check_forward(random_case(50, 70, 100, bound=bound))
+
+
+@pytest.mark.parametrize("bound", [None, 20.0])
+def test_column_sums_in_waves(monkeypatch, bound):
+    """Workspace for the partial sums of two row blocks at a time."""
+    monkeypatch.setattr(configs, "PARTIAL_BYTES", 2 * 50 * 4)
+    check_forward(random_case(110, 50, bound=bound))
+
+
+def test_scale_zero_counts_keys():
+    case = random_case(40, 50, scale=0.0)
+    torch.testing.assert_close(
+        kernels.row_logsumexp(*case.args), torch.full((40,), 50.0, device=DEVICE).log()
+    )
+
+
+def test_logits_far_from_zero():
+    """Vectors that are not unit: exponentials without a running maximum would overflow."""
+    case = Case(40 * unit_rows(50, 24), 30 * unit_rows(60, 24), scale=-1.5)
+    check_forward(case)
+
+
+@pytest.mark.parametrize("bound", [None, 20.0])
+def test_rows_without_a_key(bound):
+    query_ids = torch.arange(40, device=DEVICE) % 7
+    filters = [(query_ids, query_ids.clamp_max(5), True)]
+    case = random_case(40, 40, filters=filters, bound=bound)
+    row = kernels.row_logsumexp(*case.args)
+    assert (row[query_ids == 6] == -torch.inf).all()
+    check_forward(case)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["none", "different", "same"])
+def test_rows_that_are_not_finite(value, name):
+    """They reach what keeps them and nothing else."""
+    case = random_case(40, 40, filters=filters_of(name, 40, 40))
+    case.query[3], case.key[33, 2], case.key[39] = value, value, value
+    check_forward(case)
+
+
+def test_filters_that_are_not_symmetric():
+    M = 40
+    query_ids, key_ids = torch.arange(M, device=DEVICE) % 3, torch.arange(M, device=DEVICE) % 4
+    for same in (True, False):
+        for bound in (None, 20.0):
+            check_forward(random_case(M, M, filters=[(query_ids, key_ids, same)], bound=bound))
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 5), (5, 0), (0, 0)])
+def test_empty(M, N):
+    case = random_case(M, N, 8, peaked=False)
+    row, col = kernels.row_col_logsumexp(*case.args)
+    assert row.shape == (M,)
+    assert col.shape == (N,)
+    assert (row == -torch.inf).all() and (col == -torch.inf).all()
+    assert kernels.row_logsumexp_mean_key(*case.args)[1].shape == (M, 8)
+    assert kernels.self_logsumexp(*case.self_args).shape == (M,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["none", "two"])
+@pytest.mark.parametrize("D", [40, 300])
+def test_mean_key(dtype, name, D):
+    case = random_case(40, 50, D, dtype=dtype, filters=filters_of(name, 40, 50))
+    lse, mean = kernels.row_logsumexp_mean_key(*case.args)
+    exact_lse, exact_mean = reference.row_logsumexp_mean_key(*case.exact)
+    assert_value(lse, exact_lse, case.scale)
+    assert_gradient(mean, exact_mean, dtype, case.scale)
+
+
+def test_mean_key_of_few_queries_is_split():
+    case = random_case(5, 300, 32)
+    lse, mean = kernels.row_logsumexp_mean_key(*case.args)
+    exact_lse, exact_mean = reference.row_logsumexp_mean_key(*case.exact)
+    assert_value(lse, exact_lse, case.scale)
+    assert_gradient(mean, exact_mean, torch.float32, case.scale)
+
+
+def test_mean_key_of_rows_that_are_not_finite():
+    case = random_case(40, 40, filters=filters_of("different", 40, 40))
+    case.key[7] = torch.nan
+    case.query[9] = torch.nan
+    lse, mean = kernels.row_logsumexp_mean_key(*case.args)
+    exact_lse, exact_mean = reference.row_logsumexp_mean_key(*case.exact)
+    assert_value(lse, exact_lse, case.scale)
+    assert_gradient(mean, exact_mean, torch.float32, case.scale)
