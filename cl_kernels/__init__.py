@@ -8,10 +8,10 @@ from cl_kernels._dispatch import use_backend
 from cl_kernels._version import __version__
 from cl_kernels.checks import debug_checks
 from cl_kernels.diagnostics import doctor, explain
-from cl_kernels.functional import row_col_logsumexp, row_logsumexp, self_logsumexp
+from cl_kernels.functional import pair_logits, row_col_logsumexp, row_logsumexp, self_logsumexp
 from cl_kernels.losses import clip, info_nce, nt_xent
 from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
-from cl_kernels.pairs import PairFilter, pair_logits
+from cl_kernels.pairs import PairFilter
 
 __all__ = [
     "ClipLoss",

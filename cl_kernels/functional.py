@@ -165,6 +165,28 @@ def self_logsumexp(
     return _SelfLogSumExp.apply(x, scale, name, options)
 
 
+def pair_logits(query: Tensor, key: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """``scale * <query[i], key[i]>`` of matching rows: positives need no tiles.
+
+    Args:
+        query: Embeddings, shape [M, D].
+        key: Embeddings, shape [M, D], same dtype and device.
+        scale: A float or a 0-d tensor.
+
+    Returns:
+        Tensor of shape [M], in float32 (float64 for float64 embeddings).
+    """
+    check_pair(query, key)
+    check_scalar("scale", scale)
+    if query.shape != key.shape:
+        raise ValueError(
+            f"key: expected as many rows as query, {query.shape[0]}, got {key.shape[0]}"
+        )
+    if query.dtype != torch.float64:
+        query, key = query.float(), key.float()
+    return scale * (query * key).sum(-1)
+
+
 class _RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query, key, scale, backend, options):

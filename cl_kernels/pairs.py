@@ -65,25 +65,3 @@ def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
         plural = "s" if most > 1 else ""
         raise ValueError(f"where: expected at most {most} filter{plural}, got {len(filters)}")
     return tuple(filters)
-
-
-def pair_logits(query: Tensor, key: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-    """``scale * <query[i], key[i]>`` of matching rows: positives need no tiles.
-
-    Args:
-        query: Embeddings, shape [M, D].
-        key: Embeddings, shape [M, D].
-        scale: A float or a 0-d tensor.
-
-    Returns:
-        Tensor of shape [M], in float32 (float64 for float64 embeddings).
-    """
-    if query.shape != key.shape:
-        raise ValueError(
-            f"key: expected the shape of query {list(query.shape)}, got {list(key.shape)}"
-        )
-    return scale * (_upcast(query) * _upcast(key)).sum(-1)
-
-
-def _upcast(embeddings: Tensor) -> Tensor:
-    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()

@@ -292,8 +292,12 @@ class TestOptions:
 
 
 def test_pair_logits():
-    with pytest.raises(ValueError, match=r"key: expected .*\[4, 3\], got \[5, 3\]"):
+    with pytest.raises(ValueError, match=r"key: expected as many rows as query, 4, got 5"):
         cl_kernels.pair_logits(X, Y)
+    with pytest.raises(TypeError, match=r"key: expected the dtype of query"):
+        cl_kernels.pair_logits(X, X.double())
+    with pytest.raises(ValueError, match=r"scale: expected a finite number, got nan"):
+        cl_kernels.pair_logits(X, X, float("nan"))
 
 
 def test_debug_checks_nest():

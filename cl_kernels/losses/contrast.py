@@ -183,10 +183,10 @@ def _total_and_gradients(contrast, reduction: str, needs, scale: Tensor, embeddi
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, contrast, scale, *embeddings):
-        losses, state = contrast.losses(embeddings, scale)
+    def forward(ctx: Any, contrast, scale, first, second):
+        losses, state = contrast.losses((first, second), scale)
         ctx.save_for_backward(*state)
-        ctx.contrast, ctx.dtype = contrast, embeddings[0].dtype
+        ctx.contrast, ctx.dtype = contrast, first.dtype
         return losses
 
     @staticmethod
@@ -202,10 +202,10 @@ class _TotalLoss(torch.autograd.Function):
     keeping them takes no more memory than what they are made from."""
 
     @staticmethod
-    def forward(ctx: Any, contrast, reduction, needs, scale, *embeddings):
-        loss, *gradients = _total_and_gradients(contrast, reduction, needs, scale, embeddings)
+    def forward(ctx: Any, contrast, reduction, needs, scale, first, second):
+        loss, *gradients = _total_and_gradients(contrast, reduction, needs, scale, (first, second))
         ctx.save_for_backward(*gradients)
-        ctx.dtype = embeddings[0].dtype
+        ctx.dtype = first.dtype
         return loss
 
     @staticmethod

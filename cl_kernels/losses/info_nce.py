@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels.checks import check_embeddings, check_matches
-from cl_kernels.functional import default_compute_dtype, row_logsumexp
+from cl_kernels.functional import default_compute_dtype, pair_logits, row_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
     check_inputs,
@@ -18,7 +18,7 @@ from cl_kernels.losses.common import (
 )
 from cl_kernels.losses.contrast import PairContrast, contrast, contrast_of
 from cl_kernels.losses.rows import float_rows
-from cl_kernels.pairs import PairFilter, Where, as_filters, pair_logits
+from cl_kernels.pairs import PairFilter, Where, as_filters
 
 
 def info_nce(

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels.functional import default_compute_dtype, row_logsumexp, self_logsumexp
+from cl_kernels.functional import (
+    default_compute_dtype,
+    pair_logits,
+    row_logsumexp,
+    self_logsumexp,
+)
 from cl_kernels.losses.common import (
     Reduction,
     check_inputs,
@@ -17,7 +22,7 @@ from cl_kernels.losses.common import (
 )
 from cl_kernels.losses.contrast import SelfContrast, contrast, contrast_of
 from cl_kernels.losses.rows import float_rows
-from cl_kernels.pairs import PairFilter, Where, as_filters, pair_logits
+from cl_kernels.pairs import PairFilter, Where, as_filters
 
 
 def nt_xent(
