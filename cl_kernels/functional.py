@@ -78,6 +78,7 @@ def row_logsumexp(
         NotImplementedError: For an option that is not built yet.
     """
     check_pair(query, key)
+    check_scalar("scale", scale)
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
     shape = query.shape[0], key.shape[0]
     options = call_options(query, shape, where, compute_dtype, logit_bound)
@@ -116,6 +117,7 @@ def row_col_logsumexp(
         over the kept queries of key j. An empty one is ``-inf`` with zero gradient.
     """
     check_pair(query, key)
+    check_scalar("scale", scale)
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
     shape = query.shape[0], key.shape[0]
     options = call_options(query, shape, where, compute_dtype, logit_bound)
@@ -153,6 +155,7 @@ def self_logsumexp(
         float32 tensor of shape [R] (float64 for float64 embeddings).
     """
     check_embeddings("x", x)
+    check_scalar("scale", scale)
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
     shape = x.shape[0], x.shape[0]
     options = call_options(x, shape, where, compute_dtype, logit_bound)
@@ -310,9 +313,14 @@ def call_options(
     where: Where,
     compute_dtype: torch.dtype | None,
     logit_bound: float | None,
+    excluded: tuple[Tensor, Tensor] | None = None,
 ) -> CallOptions:
-    """The checked options of a call on ``shape`` = (M, N) pairs of embeddings like ``query``."""
-    filters = check_filters(where, shape, query.device)
+    """The checked options of a call on ``shape`` = (M, N) pairs of embeddings like ``query``.
+
+    ``excluded``: int64 ids of queries and keys whose equal pairs are dropped too: a loss's own
+    filter, which needs no check.
+    """
+    filters = check_filters(where, shape, query.device) if where != () else ()
     if compute_dtype is None:
         compute_dtype = default_compute_dtype(query)
     elif compute_dtype not in DTYPES:
@@ -320,16 +328,14 @@ def call_options(
         raise TypeError(f"compute_dtype: expected one of {supported}, got {compute_dtype}")
     if logit_bound is not None and not 0 <= logit_bound < math.inf:
         raise ValueError(f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}")
+    query_ids = tuple(f.query_ids for f in filters)
+    key_ids = tuple(f.key_ids for f in filters)
+    keep_same = tuple(f.keep == "same" for f in filters)
+    if excluded is not None:
+        query_ids, key_ids = (excluded[0], *query_ids), (excluded[1], *key_ids)
+        keep_same = (False, *keep_same)
     return CallOptions(
-        tuple(f.query_ids for f in filters),
-        tuple(f.key_ids for f in filters),
-        tuple(f.keep == "same" for f in filters),
-        None,
-        None,
-        None,
-        None,
-        compute_dtype,
-        logit_bound,
+        query_ids, key_ids, keep_same, None, None, None, None, compute_dtype, logit_bound
     )
 
 
@@ -342,8 +348,8 @@ def default_compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
+    """The scale, checked already, as kernels take it for embeddings like ``x``."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    check_scalar("scale", scale)
     if isinstance(scale, Tensor):
         return scale.to(device=x.device, dtype=dtype)
     return torch.full((), scale, dtype=dtype, device=x.device)

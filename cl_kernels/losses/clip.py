@@ -14,7 +14,6 @@ from cl_kernels.losses.common import (
     logit_bound,
 )
 from cl_kernels.losses.contrast import PairContrast, contrast_of
-from cl_kernels.pairs import PairFilter
 
 
 def clip(
@@ -61,7 +60,8 @@ def clip(
         "row_col_logsumexp",
         (image_features, text_features),
         logit_scale,
-        (PairFilter(pair, pair, "different"),),
+        pair,
+        (),
         normalize=normalize,
         logit_bound=logit_bound(logit_scale, normalize),
         reduction=reduction,

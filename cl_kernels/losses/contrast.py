@@ -140,6 +140,7 @@ def contrast_of(
     statistic: str,
     embeddings: tuple[Tensor, Tensor],
     scale: float | Tensor,
+    excluded: Tensor,
     where: tuple[PairFilter, ...],
     *,
     normalize: bool,
@@ -147,12 +148,15 @@ def contrast_of(
     reduction: str,
     backend: str | None,
 ) -> Tensor:
-    """The reduced losses, or those of all rows for ``reduction="none"``."""
+    """The reduced losses, or those of all rows for ``reduction="none"``.
+
+    ``excluded``: ids of queries and keys alike; pairs of equal ids are no negatives.
+    """
     first, second = embeddings
     M, N = first.shape[0], second.shape[0]
     if kind is SelfContrast:
         M = N = M + N
-    options = call_options(first, (M, N), where, None, logit_bound)
+    options = call_options(first, (M, N), where, None, logit_bound, (excluded, excluded))
     name = choose(backend, first.device.type, first.dtype)
     if _recording.active():
         rows, _ = note_call(statistic, name, backend, first, (M, N), options)

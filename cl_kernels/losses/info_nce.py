@@ -80,12 +80,12 @@ def info_nce(
     bound = logit_bound(scale, normalize)
     key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
     if negative_keys is None and in_batch_negatives and target is None and _trained(positive_key):
-        filters = (PairFilter(key_ids, key_ids, "different"), *filters)
         return contrast_of(
             PairContrast,
             "row_logsumexp",
             (query, positive_key),
             scale,
+            key_ids,
             filters,
             normalize=normalize,
             logit_bound=bound,

@@ -69,13 +69,14 @@ def nt_xent(
     batch = view_0.shape[0]
     image = torch.arange(batch, device=view_0.device)
     image = torch.cat((image, image))  # repeat() takes three times as long
-    filters = (PairFilter(image, image, "different"), *as_filters(where, most=1))
+    filters = as_filters(where, most=1)
     if negative_keys is None:
         return contrast_of(
             SelfContrast,
             "self_logsumexp",
             (view_0, view_1),
             scale,
+            image,
             filters,
             normalize=normalize,
             logit_bound=bound,
@@ -89,10 +90,11 @@ def nt_xent(
         "logit_bound": bound,
         "backend": backend,
     }
+    other_images = PairFilter(image, image, "different")
     rows = float_rows(torch.cat([view_0, view_1]), normalize=normalize)  # [2B, D]
     keys = float_rows(negative_keys, normalize=normalize)
     negatives = torch.logaddexp(
-        self_logsumexp(rows, scale, where=filters, **statistic),
+        self_logsumexp(rows, scale, where=(other_images, *filters), **statistic),
         row_logsumexp(rows, keys, scale, **statistic),
     )
     positive = pair_logits(rows[:batch], rows[batch:], scale)  # [B]

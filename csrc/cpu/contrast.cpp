@@ -1,6 +1,7 @@
 #include "contrast.h"
 
 #include <cmath>
+#include <memory>
 
 #include "tensors.h"
 #include "visits.h"
@@ -17,39 +18,34 @@ void for_each_row(int64_t rows, int64_t width, const F& f) {
   });
 }
 
-// Embeddings in T, of unit length if wanted; inputs are stacked.
+// Embeddings in T, of unit length if wanted; inputs are stacked. One input that is as wanted
+// already is not copied.
 template <class T>
 class Rows {
  public:
   Rows(std::initializer_list<const Tensor*> inputs, bool normalize)
       : width_((*inputs.begin())->size(1)) {
-    int64_t count = 0;
-    for (const Tensor* input : inputs) count += input->size(0);
-    tensor_ = empty(**inputs.begin(), {count, width_});
-    if (normalize) norm_.resize(count);
-    T* out = mutable_data<T>(tensor_);
+    for (const Tensor* input : inputs) count_ += input->size(0);
+    const Tensor& first = **inputs.begin();
+    if (inputs.size() == 1 && !normalize && first.scalar_type() == accumulator(first)) {
+      rows_ = data<T>(first);
+      return;
+    }
+    owned_.reset(new T[count_ * width_]);
+    rows_ = owned_.get();
+    if (normalize) norm_.resize(count_);
     int64_t offset = 0;
     for (const Tensor* input : inputs) {
       const Embeddings<T> given(*input, input->scalar_type());
-      for_each_row(given.rows(), width_, [&](int64_t i) {
-        T* row = out + (offset + i) * width_;
-        const T* x = given.block(i, 1, row);
-        T factor = 1;
-        if (normalize) {
-          // As torch.nn.functional.normalize: a zero row stays zero instead of becoming NaN.
-          const T norm = std::sqrt(tile_kernels<T>().dot(x, x, width_));
-          norm_[offset + i] = norm < T(1e-12) ? T(1e-12) : norm;
-          factor = norm_[offset + i];
-        }
-        for (int64_t d = 0; d < width_; ++d) row[d] = x[d] / factor;
-      });
+      for_each_row(given.rows(), width_, [&](int64_t i) { take(given, i, offset + i); });
       offset += given.rows();
     }
   }
 
-  const Tensor& tensor() const { return tensor_; }
-  const T* row(int64_t i) const { return data<T>(tensor_) + i * width_; }
-  int64_t width() const { return width_; }
+  Embeddings<T> embeddings(ScalarType compute_dtype) const {
+    return Embeddings<T>(rows_, count_, width_, compute_dtype);
+  }
+  const T* row(int64_t i) const { return rows_ + i * width_; }
 
   // Adds pull * partner to the row's gradient and takes it back through the normalisation.
   void finish_gradient(int64_t i, T* grad, T pull, const T* partner) const {
@@ -61,8 +57,21 @@ class Rows {
   }
 
  private:
-  Tensor tensor_;
-  int64_t width_;
+  void take(const Embeddings<T>& given, int64_t from, int64_t to) {
+    T* row = owned_.get() + to * width_;
+    const T* x = given.block(from, 1, row);
+    T factor = 1;
+    if (!norm_.empty()) {
+      // As torch.nn.functional.normalize: a zero row stays zero instead of becoming NaN.
+      const T norm = std::sqrt(tile_kernels<T>().dot(x, x, width_));
+      factor = norm_[to] = norm < T(1e-12) ? T(1e-12) : norm;
+    }
+    for (int64_t d = 0; d < width_; ++d) row[d] = x[d] / factor;
+  }
+
+  int64_t width_, count_ = 0;
+  const T* rows_;
+  std::unique_ptr<T[]> owned_;
   std::vector<T> norm_;
 };
 
@@ -86,7 +95,7 @@ ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const T
   const int64_t batch = view_0.size(0), width = view_0.size(1);
   const Rows<T> rows({&view_0, &view_1}, normalize);
   const T scale = *data<T>(scale_tensor);
-  TileLoop<T> loop(rows.tensor(), scale_tensor, options);
+  TileLoop<T> loop(rows.embeddings(options.compute_dtype), scale, options);
   std::vector<T> lse(2 * batch), pull(2 * batch), similarity(batch);
   logsumexp<T>(loop, lse.data(), lse.data());
   Tensor losses = empty(view_0, {2 * batch});
@@ -122,7 +131,8 @@ PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tenso
   const int64_t batch = query.size(0), width = query.size(1);
   const Rows<T> queries({&query}, normalize), keys({&key}, normalize);
   const T scale = *data<T>(scale_tensor);
-  TileLoop<T> loop(queries.tensor(), keys.tensor(), scale_tensor, options);
+  TileLoop<T> loop(queries.embeddings(options.compute_dtype),
+                   keys.embeddings(options.compute_dtype), scale, options);
   std::vector<T> row(batch), col(symmetric ? batch : 0), similarity(batch);
   std::vector<T> row_pull(batch), col_pull(col.size());
   logsumexp<T>(loop, row.data(), symmetric ? col.data() : nullptr);

@@ -18,6 +18,14 @@ class Embeddings {
         dtype_(x.scalar_type()),
         compute_dtype_(compute_dtype) {}
 
+  // Contiguous rows in memory that outlives this.
+  Embeddings(const T* rows, int64_t count, int64_t width, ScalarType compute_dtype)
+      : rows_(count),
+        width_(width),
+        data_(reinterpret_cast<const char*>(rows)),
+        dtype_(sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float),
+        compute_dtype_(compute_dtype) {}
+
   int64_t rows() const { return rows_; }
   int64_t width() const { return width_; }
 

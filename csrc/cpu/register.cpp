@@ -8,12 +8,24 @@
 namespace cl::cpu {
 namespace {
 
+template <class T>
+TileLoop<T> pair_loop(const Tensor& query, const Tensor& key, const Tensor& scale,
+                      const Options& options) {
+  return TileLoop<T>(Embeddings<T>(query, options.compute_dtype),
+                     Embeddings<T>(key, options.compute_dtype), *data<T>(scale), options);
+}
+
+template <class T>
+TileLoop<T> self_loop(const Tensor& x, const Tensor& scale, const Options& options) {
+  return TileLoop<T>(Embeddings<T>(x, options.compute_dtype), *data<T>(scale), options);
+}
+
 Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale,
                      CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
   Tensor row = empty(query, {query.size(0)});
   by_accumulator(query, [&]<class T>(T) {
-    logsumexp<T>(TileLoop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row), nullptr);
+    logsumexp<T>(pair_loop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row), nullptr);
   });
   return row;
 }
@@ -24,7 +36,7 @@ std::tuple<Tensor, Tensor> row_logsumexp_mean_key(const Tensor& query, const Ten
   Tensor row = empty(query, {query.size(0)});
   Tensor mean_key = zeros(query, {query.size(0), query.size(1)});
   by_accumulator(query, [&]<class T>(T) {
-    TileLoop<T> loop(query, key, scale, CL_OPTIONS);
+    TileLoop<T> loop = pair_loop<T>(query, key, scale, CL_OPTIONS);
     logsumexp_mean_key<T>(loop, mutable_data<T>(row), mutable_data<T>(mean_key));
   });
   return {row, mean_key};
@@ -35,7 +47,7 @@ std::tuple<Tensor, Tensor> row_col_logsumexp(const Tensor& query, const Tensor& 
   CL_CHECK_OPTIONS;
   Tensor row = empty(query, {query.size(0)}), col = empty(key, {key.size(0)});
   by_accumulator(query, [&]<class T>(T) {
-    logsumexp<T>(TileLoop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row),
+    logsumexp<T>(pair_loop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row),
                  mutable_data<T>(col));
   });
   return {row, col};
@@ -45,7 +57,7 @@ Tensor self_logsumexp(const Tensor& x, const Tensor& scale, CL_OPTION_PARAMETERS
   CL_CHECK_OPTIONS;
   Tensor row = empty(x, {x.size(0)});
   by_accumulator(x, [&]<class T>(T) {
-    logsumexp<T>(TileLoop<T>(x, scale, CL_OPTIONS), mutable_data<T>(row), mutable_data<T>(row));
+    logsumexp<T>(self_loop<T>(x, scale, CL_OPTIONS), mutable_data<T>(row), mutable_data<T>(row));
   });
   return row;
 }
@@ -58,7 +70,7 @@ Gradients pair_gradients(const Tensor* grad_col, const Tensor* col, const Tensor
                          bool need_key) {
   Tensor grad_query = zeros_if(need_query, query), grad_key = zeros_if(need_key, key);
   return by_accumulator(query, [&]<class T>(T) -> Gradients {
-    TileLoop<T> loop(query, key, scale, options);
+    TileLoop<T> loop = pair_loop<T>(query, key, scale, options);
     const Upstream<T> of_rows{data<T>(grad_row), data<T>(row)};
     Upstream<T> of_cols{nullptr, nullptr};
     if (col) of_cols = {data<T>(*grad_col), data<T>(*col)};
@@ -92,7 +104,7 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
   CL_CHECK_OPTIONS;
   Tensor grad_x = zeros_if(true, x);
   return by_accumulator(x, [&]<class T>(T) -> std::tuple<Tensor, Tensor> {
-    TileLoop<T> loop(x, scale, CL_OPTIONS);
+    TileLoop<T> loop = self_loop<T>(x, scale, CL_OPTIONS);
     const Upstream<T> upstream{data<T>(grad), data<T>(lse)};
     T* out = mutable_data<T>(grad_x);
     const T grad_scale = gradients<T>(loop, upstream, upstream, *data<T>(scale), out, out);

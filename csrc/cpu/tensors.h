@@ -1,5 +1,9 @@
 // Tensors of the accumulation type: double for double embeddings, else float.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <cstring>
+
 #include "../stable.h"
 
 namespace cl::cpu {
@@ -18,12 +22,28 @@ T* mutable_data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-inline Tensor empty(const Tensor& like, std::vector<int64_t> size) {
-  return torch::stable::new_empty(like, size, accumulator(like));
+// By the C shim: torch::stable's functions look the operator up by name at every call.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
+  std::vector<int64_t> strides(size.size(), 1);
+  for (size_t d = size.size(); d-- > 1;) strides[d - 1] = strides[d] * size[d];
+  const bool is_double = accumulator(like) == ScalarType::Double;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(size.size(), size.data(), strides.data(),
+                               is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
-inline Tensor zeros(const Tensor& like, std::vector<int64_t> size) {
-  return torch::stable::new_zeros(like, size, accumulator(like));
+inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {
+  Tensor result = empty(like, size);
+  const int64_t width = accumulator(like) == ScalarType::Double ? 8 : 4;
+  char* bytes = static_cast<char*>(result.mutable_data_ptr());
+  constexpr int64_t grain = 1 << 20;
+  torch::stable::parallel_for(0, result.numel() * width, grain, [&](int64_t begin, int64_t end) {
+    std::memset(bytes + begin, 0, end - begin);
+  });
+  return result;
 }
 
 inline Tensor zeros_if(bool needed, const Tensor& x) {

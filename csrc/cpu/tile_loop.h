@@ -61,11 +61,11 @@ template <class T>
 class TileLoop {
  public:
   // All pairs of query and key.
-  TileLoop(const Tensor& query, const Tensor& key, const Tensor& scale, const Options& options)
+  TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Options& options)
       : TileLoop(query, key, scale, options, false) {}
 
   // The pairs of x with itself, each tile and its mirror image once.
-  TileLoop(const Tensor& x, const Tensor& scale, const Options& options)
+  TileLoop(const Embeddings<T>& x, T scale, const Options& options)
       : TileLoop(x, x, scale, options, true) {}
 
   const Embeddings<T>& query() const { return query_; }
@@ -127,20 +127,19 @@ class TileLoop {
   }
 
  private:
-  TileLoop(const Tensor& query, const Tensor& key, const Tensor& scale, const Options& options,
+  TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Options& options,
            bool is_self)
-      : query_(query, options.compute_dtype),
-        key_(key, options.compute_dtype),
-        block_m_(block_size(query.size(0))),
-        block_n_(block_size(key.size(0))),
+      : query_(query),
+        key_(key),
+        block_m_(block_size(query.rows())),
+        block_n_(block_size(key.rows())),
         filters_(options, block_m_, block_n_),
         is_self_(is_self),
         symmetric_(filters_.symmetric()),
-        products_(query.size(0), key.size(0), query.size(1)) {
-    const T value = *static_cast<const T*>(scale.const_data_ptr());
-    zero_scale_ = value == 0;
-    magnitude_ = zero_scale_ ? T(1) : std::abs(value);
-    sign_ = value < 0 ? T(-1) : T(1);
+        products_(query.rows(), key.rows(), query.width()) {
+    zero_scale_ = scale == 0;
+    magnitude_ = zero_scale_ ? T(1) : std::abs(scale);
+    sign_ = scale < 0 ? T(-1) : T(1);
   }
 
   static int64_t blocks(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
