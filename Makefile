@@ -14,10 +14,10 @@ NATIVE := cl_kernels/_cpu.so
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo test lint format bench kernels clean distclean
+.PHONY: help build demo test lint format bench kernels gpu-check clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 $(INSTALLED): constraints.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -57,6 +57,10 @@ bench: build  ## benchmarks against eager PyTorch and the bare matrix product
 
 kernels: build  ## compile every GPU kernel and print its registers, spills and shared memory
 	$(BIN)/python -m tools.kernels $(ARGS)
+
+# No .venv is made for it: a GPU machine may have no network. Its own python3 serves as well.
+gpu-check:  ## build, test, sanitize and measure on this machine's GPU, within nine minutes
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist *.egg-info cl_kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks

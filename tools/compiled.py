@@ -1,0 +1,152 @@
+"""Compiles configurations of the Triton kernels' table without a GPU, and reads what came out."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from tools.cost import Tile, predict
+from tools.sass import MATRIX, Function, Resources, read_cubin
+
+if TYPE_CHECKING:
+    from cl_kernels.backends.triton.variants import Variant
+
+ARCHITECTURES = tuple(MATRIX)
+NOTHING = Resources(0, 0, 0)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
+
+
+@dataclass
+class Compiled:
+    """One kernel for one architecture."""
+
+    arch: int
+    label: str
+    resources: Resources = NOTHING
+    shared: int = 0  # bytes a block
+    spilled: tuple[int, int] = (0, 0)  # loads, stores
+    matrix: dict[str, int] = field(default_factory=dict)  # instructions found
+    needs_matrix: bool = False
+    tile: Tile | None = None  # what a tile is predicted to cost
+    error: str = ""
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it must not stay in the table."""
+        if self.error:
+            return [self.error]
+        found = []
+        if self.resources.stack or any(self.spilled):
+            found.append(
+                f"spills: {self.resources.stack} bytes of stack, "
+                f"{self.spilled[0]} loads and {self.spilled[1]} stores"
+            )
+        if self.shared > SHARED_LIMIT[self.arch]:
+            found.append(f"{self.shared} bytes of shared memory, of {SHARED_LIMIT[self.arch]}")
+        wanted = MATRIX[self.arch]
+        if self.needs_matrix and not any(map(wanted.fullmatch, self.matrix)):
+            found.append(f"no {wanted.pattern}, but {self.matrix or 'nothing of the kind'}")
+        return found
+
+
+def examine(arch: int, label: str, resources: Resources, shared: int, code: Function) -> Compiled:
+    matrix: dict[str, int] = {}
+    for instruction in code.instructions:
+        if any(pattern.fullmatch(instruction.name) for pattern in MATRIX.values()):
+            matrix[instruction.name] = matrix.get(instruction.name, 0) + 1
+    spilled = code.count(r"LDL\b"), code.count(r"STL\b")
+    return Compiled(arch, label, resources, shared, spilled, matrix)
+
+
+class Task(NamedTuple):
+    """A configuration by its place in ``variants(arch)``, or a call of ``goals.CALLS`` by name."""
+
+    arch: int
+    place: int = 0
+    call: str = ""
+
+
+def products(variant: Variant) -> int:
+    """Matrix products a kernel makes of each tile: logits, and sums of weighted rows."""
+    name = variant.kernel.__name__
+    if "bwd" in name:
+        both = variant.constexprs.get("UPPER") or variant.signature.get("SUM_Y") == "*fp32"
+        return 3 if both else 2
+    return 2 if "mean_key" in name else 1
+
+
+def tile_flop(variant: Variant) -> float:
+    sides = variant.constexprs["D"], variant.constexprs["BLOCK_M"], variant.constexprs["BLOCK_N"]
+    return 2.0 * products(variant) * math.prod(sides)
+
+
+@cache
+def _variants(arch: int) -> list[Variant]:
+    from cl_kernels.backends.triton.variants import variants
+
+    return list(variants(arch))
+
+
+def compile_variant(variant: Variant, arch: int) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(variant.kernel, variant.signature, variant.constexprs, variant.attrs)
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=variant.options)
+    except Exception as error:  # whatever the compiler raises is what the table should say
+        return Compiled(arch, variant.label, error=f"{type(error).__name__}: {error}")
+    ((_, resources, code),) = read_cubin(made.asm["cubin"])
+    result = examine(arch, variant.label, resources, made.metadata.shared, code)
+    result.needs_matrix = variant.constexprs["PRECISION"] == "tf32"  # "ieee" products are sums
+    if arch == 90 and result.needs_matrix:
+        looped = "weights" not in variant.kernel.__name__
+        result.tile = predict(
+            code, resources, result.shared, variant.config.num_warps, tile_flop(variant), looped
+        )
+    return result
+
+
+def _compile(task: Task) -> Compiled:
+    if task.call:
+        from tools.goals import CALLS
+
+        return compile_variant(CALLS[task.call].variant(), task.arch)
+    return compile_variant(_variants(task.arch)[task.place], task.arch)
+
+
+def tasks(arch: int, representative: bool = False) -> Iterator[Task]:
+    """The configurations of an architecture; ``representative``: of each kernel's, the last use
+    only, which masks and filters most and takes the most registers."""
+    variants = _variants(arch)
+    for place, variant in enumerate(variants):
+        following = variants[place + 1 : place + 2]
+        if not (representative and following and _same_table_line(variant, following[0])):
+            yield Task(arch, place)
+
+
+def _same_table_line(a: Variant, b: Variant) -> bool:
+    def line(v: Variant) -> tuple:
+        constexprs = (v.constexprs.get(name) for name in ("D", "PRECISION", "UPPER"))
+        return v.kernel.__name__, v.config, "*bf16" in v.signature.values(), *constexprs
+
+    return line(a) == line(b)
+
+
+def compile_all(wanted: Iterable[Task], jobs: int) -> Iterator[Compiled]:
+    """Each compiled, in order, in processes that do not interpret."""
+    environment = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            yield from pool.map(_compile, wanted)
+    finally:
+        if environment is not None:
+            os.environ["TRITON_INTERPRET"] = environment
