@@ -12,7 +12,8 @@ import torch
 from cl_kernels._ops import BACKENDS, backend_module
 
 ENVIRONMENT_VARIABLE = "CL_KERNELS_BACKEND"
-PREFERENCE = {"cpu": ("native", "chunked"), "cuda": ("triton", "native", "chunked")}
+# The CUDA library has not run on a GPU yet: it serves who asks for it by name.
+PREFERENCE = {"cpu": ("native", "chunked"), "cuda": ("triton", "chunked")}
 
 _requested: list[str] = []
 _usable: dict[tuple[str, str, torch.dtype], str | None] = {}

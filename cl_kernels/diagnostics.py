@@ -14,13 +14,10 @@ from cl_kernels._ops import BACKENDS
 from cl_kernels._recording import PrimitiveCall
 from cl_kernels._version import __version__
 
-# Matrix-product operations in units of 2 M N D flops: (forward, backward).
-_VISITS = {
-    ("row_logsumexp", "native"): (1, 3),
-    ("row_col_logsumexp", "native"): (1, 3),
-    ("self_logsumexp", "native"): (0.5, 1.5),
-    ("self_logsumexp", "triton"): (0.5, 1.5),
-}
+# Matrix products in units of 2 M N D operations: (forward, backward). Where only half of a Gram
+# matrix is visited, a half and one and a half.
+_HALF_VISITS = {("native", "cpu"), ("triton", "cuda")}
+_HALVES = (0.5, 1.5)
 _DEFAULT_VISITS = (1, 3)
 
 
@@ -35,8 +32,9 @@ class Plan:
     def flops(self) -> tuple[float, float]:
         """Floating-point operations of the matrix products, (forward, backward)."""
         c = self.call
-        visits = _VISITS.get((c.primitive, c.backend), _DEFAULT_VISITS)
-        return visits[0] * 2 * c.M * c.N * c.D, visits[1] * 2 * c.M * c.N * c.D
+        half = c.primitive == "self_logsumexp" and (c.backend, c.device) in _HALF_VISITS
+        forward, backward = _HALVES if half else _DEFAULT_VISITS
+        return forward * 2 * c.M * c.N * c.D, backward * 2 * c.M * c.N * c.D
 
     @property
     def statistics_bytes(self) -> int:

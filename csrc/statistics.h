@@ -3,6 +3,12 @@
 #include <cmath>
 #include <limits>
 
+#ifdef __CUDACC__
+#define CL_HOST_DEVICE __host__ __device__
+#else
+#define CL_HOST_DEVICE
+#endif
+
 namespace cl {
 
 // Where a running maximum starts: finite, so that subtracting it from a dropped pair's -inf or
@@ -10,13 +16,16 @@ namespace cl {
 template <class T>
 constexpr T kLowest = static_cast<T>(-3e38);
 
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
 // The log-sum-exp of the logits scale * s seen so far, as max(s) and sum(exp(scale * (s - max))).
 template <class T>
 struct RunningLogSumExp {
   T max = kLowest<T>;
   T sum = 0;
 
-  void merge(T other_max, T other_sum, T scale) {
+  CL_HOST_DEVICE void merge(T other_max, T other_sum, T scale) {
     if (other_max > max) {
       sum = sum * std::exp((max - other_max) * scale) + other_sum;
       max = other_max;
@@ -26,8 +35,8 @@ struct RunningLogSumExp {
   }
 
   // -inf if every pair was dropped.
-  T value(T scale) const {
-    if (sum == 0 && max == kLowest<T>) return -std::numeric_limits<T>::infinity();
+  CL_HOST_DEVICE T value(T scale) const {
+    if (sum == 0 && max == kLowest<T>) return -kInfinity<T>;
     return max * scale + std::log(sum);
   }
 };

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_DTYPES = {
-    "cpu": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
-}
+_LIBRARIES = {"cpu": "_cpu.so", "cuda": "_cuda.so"}
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
@@ -23,6 +22,8 @@ def load_failure(library: str) -> str | None:
     path = _PACKAGE / library
     if not path.exists():
         return f"{library} is not built (pip install --no-build-isolation . compiles it)"
+    if library == "_cuda.so" and not torch.version.cuda:
+        return "_cuda.so needs a torch that is built with CUDA"
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -31,13 +32,16 @@ def load_failure(library: str) -> str | None:
 
 
 def unavailable() -> str | None:
-    return load_failure("_cpu.so")
+    return None  # it hangs on the device
 
 
 def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
-    if device_type not in _DTYPES:
-        return f"the compiled kernels serve {', '.join(_DTYPES)} tensors, not {device_type}"
-    if dtype not in _DTYPES[device_type]:
-        supported = ", ".join(str(d) for d in _DTYPES[device_type])
+    if device_type not in _LIBRARIES:
+        return f"the compiled kernels serve {', '.join(_LIBRARIES)} tensors, not {device_type}"
+    if dtype not in _DTYPES:
+        supported = ", ".join(str(d) for d in _DTYPES)
         return f"the compiled kernels serve {supported}, not {dtype}"
-    return None
+    failure = load_failure(_LIBRARIES[device_type])
+    if failure is None and device_type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+        return "the CUDA kernels need compute capability 8.0"
+    return failure

@@ -173,7 +173,7 @@ def contrast_of(
 
 def _total_and_gradients(contrast, reduction: str, needs, scale: Tensor, embeddings) -> tuple:
     share = 1 / max(contrast.count(embeddings), 1) if reduction == "mean" else 1.0
-    if contrast.backend == "native":
+    if contrast.backend == "native" and scale.device.type == "cpu":
         embeddings = [x.contiguous() for x in embeddings]
         losses, *gradients = contrast.fused(embeddings, scale, share, needs)
     else:

@@ -1,26 +1,12 @@
-// Tensors of the accumulation type: double for double embeddings, else float.
+// New CPU tensors of the accumulation type.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstring>
 
-#include "../stable.h"
+#include "../tensors.h"
 
 namespace cl::cpu {
-
-inline ScalarType accumulator(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-template <class T>
-const T* data(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
 
 // By the C shim: torch::stable's functions look the operator up by name at every call.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
@@ -55,12 +41,6 @@ Tensor scalar(const Tensor& like, T value) {
   Tensor result = empty(like, {});
   *mutable_data<T>(result) = value;
   return result;
-}
-
-// compute(T{}) in double for double tensors, else in float.
-template <class Compute>
-auto by_accumulator(const Tensor& x, const Compute& compute) {
-  return accumulator(x) == ScalarType::Double ? compute(double{}) : compute(float{});
 }
 
 }  // namespace cl::cpu

@@ -1,0 +1,80 @@
+// What CUDA kernels do to a slab of logits. Every function enqueues its work on the current stream
+// of the current device and returns; nothing waits, and the scale is read on the device.
+#pragma once
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+
+#include "../statistics.h"
+
+namespace cl::cuda {
+
+using torch::headeronly::ScalarType;
+
+constexpr int kMostFilters = 2;
+
+struct Filters {
+  int count = 0;
+  const int64_t* query_ids[kMostFilters] = {};
+  const int64_t* key_ids[kMostFilters] = {};
+  bool keep_same[kMostFilters] = {};
+};
+
+// What all slabs of a call share.
+template <class T>
+struct Problem {
+  const T* scale;
+  const bool* query_nonfinite;  // [M]; null if nobody has looked
+  const bool* key_nonfinite;    // [N]
+  Filters filters;
+};
+
+// Pairs of queries [i0, i0 + m) and keys [j0, j0 + n).
+template <class T>
+struct Slab {
+  T* dots;  // [m, n]
+  int64_t i0, m, j0, n;
+};
+
+// A statistic per row or column, and the gradient with respect to it (null: all ones).
+template <class T>
+struct Upstream {
+  const T* grad;
+  const T* lse;  // null: this side has no statistic
+};
+
+// out[rows, width] = x in T, rounded to the compute dtype. With nonfinite, a row that holds a NaN
+// or an infinity becomes zero and is flagged there.
+template <class T>
+void round_rows(const void* x, ScalarType dtype, ScalarType compute_dtype, int64_t rows,
+                int64_t width, T* out, bool* nonfinite);
+
+template <class T>
+void start(RunningLogSumExp<T>* state, int64_t count);
+
+// Merges the slab's rows into the states of all M queries.
+template <class T>
+void fold_rows(const Problem<T>& problem, const Slab<T>& slab, RunningLogSumExp<T>* rows);
+
+// Merges the slab's columns into the states of all N keys.
+template <class T>
+void fold_cols(const Problem<T>& problem, const Slab<T>& slab, RunningLogSumExp<T>* cols);
+
+template <class T>
+void write(const RunningLogSumExp<T>* state, int64_t count, const T* scale, T* lse);
+
+// dots[i, j] = g_i exp(s_ij - r_i) + h_j exp(s_ij - c_j), exactly 0 where a pair is dropped or its
+// statistic is -inf. For a Gram matrix the second term is that of row j, of pair (j, i).
+template <class T>
+void weigh(const Problem<T>& problem, const Slab<T>& slab, const Upstream<T>& row,
+           const Upstream<T>& col, bool is_self);
+
+constexpr int kPartialSums = 512;
+
+// grad *= scale; inner = factor * <x, grad> of before, added in a fixed order. A zero of grad gives
+// zero whatever x holds. partial [kPartialSums] is scratch.
+template <class T>
+void scale_and_dot(const T* x, T* grad, int64_t count, const T* scale, double factor,
+                   double* partial, T* inner);
+
+}  // namespace cl::cuda
