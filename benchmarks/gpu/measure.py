@@ -105,10 +105,10 @@ def measure_pair(case: GpuCase, device: str) -> dict[str, Any]:
 
 def safely(work: Callable[[], dict[str, Any]], deterministic: bool) -> dict[str, Any]:
     """What was measured, or the error in one line."""
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic
     fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(deterministic)
-    settings.fill_uninitialized_memory = False  # pyright: ignore
+    settings.fill_uninitialized_memory = False
     try:
         return work()
     except Exception as error:  # a rival's failure must not end the run
@@ -118,7 +118,7 @@ def safely(work: Callable[[], dict[str, Any]], deterministic: bool) -> dict[str,
         return {"error": f"{type(error).__name__}: {lines[0][:200]}"}
     finally:
         torch.use_deterministic_algorithms(False)
-        settings.fill_uninitialized_memory = fills  # pyright: ignore
+        settings.fill_uninitialized_memory = fills
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
