@@ -83,7 +83,7 @@ class Products {
   }
 
  private:
-  static constexpr int64_t kSmall = 1 << 20;
+  static constexpr int64_t kSmall = 1 << 19;
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   int64_t width_;
