@@ -14,10 +14,11 @@
 namespace cl::cpu {
 
 // Rows of a tile: a function of the shape alone, so that results do not depend on the machine.
-// A tile fits the second-level cache; a small problem still gives every thread a few tiles.
-inline int64_t block_size(int64_t rows) {
-  const int64_t eighth = (rows / 8 + 31) / 32 * 32;
-  return std::clamp<int64_t>(eighth, 32, 256);
+// A tile fits the second-level cache. A problem that threads share has a few tiles for each.
+inline int64_t block_size(int64_t rows, bool shared) {
+  const int64_t least = shared ? 32 : 64;
+  const int64_t eighth = (rows / 8 + least - 1) / least * least;
+  return std::clamp<int64_t>(eighth, least, 256);
 }
 
 template <class T>
@@ -131,12 +132,12 @@ class TileLoop {
            bool is_self)
       : query_(query),
         key_(key),
-        block_m_(block_size(query.rows())),
-        block_n_(block_size(key.rows())),
+        products_(query.rows(), key.rows(), query.width()),
+        block_m_(block_size(query.rows(), !products_.small())),
+        block_n_(block_size(key.rows(), !products_.small())),
         filters_(options, block_m_, block_n_),
         is_self_(is_self),
-        symmetric_(filters_.symmetric()),
-        products_(query.rows(), key.rows(), query.width()) {
+        symmetric_(filters_.symmetric()) {
     zero_scale_ = scale == 0;
     magnitude_ = zero_scale_ ? T(1) : std::abs(scale);
     sign_ = scale < 0 ? T(-1) : T(1);
@@ -179,11 +180,11 @@ class TileLoop {
   }
 
   Embeddings<T> query_, key_;
+  Products<T> products_;
   int64_t block_m_, block_n_;
   Filters filters_;
   bool is_self_, symmetric_, zero_scale_, separate_ = false, nonfinite_ = false;
   T magnitude_, sign_;
-  Products<T> products_;
 };
 
 }  // namespace cl::cpu
