@@ -50,9 +50,10 @@ def _compile(source: Path, arch: int, force: bool) -> tuple[int, Path, Path, str
 
 def demangled(name: str) -> str:
     """A kernel's name as it was written, with its template arguments, without its parameters."""
-    if not shutil.which("cu++filt"):
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None:
         return name
-    done = subprocess.run(["cu++filt", "-p", name], capture_output=True, text=True)
+    done = subprocess.run([tool, "-p", name], capture_output=True, text=True)
     return done.stdout.strip() or name
 
 
