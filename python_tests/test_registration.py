@@ -277,3 +277,10 @@ def test_backward_runs_on_the_forwards_backend(backend, monkeypatch):
         for result in results:
             sum(r.sum() for r in result).backward()
     assert seen == [backend] * 3
+
+
+def test_double_backward_is_refused_where_no_statistic_is_streamed():
+    query, key = (torch.randn(5, 4, requires_grad=True) for _ in range(2))
+    value = cl_kernels.info_nce(query, key, torch.randn(5, 3, 4))
+    with pytest.raises(RuntimeError, match=r"double backward.*not supported"):
+        torch.autograd.grad(value, query, create_graph=True)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_kernels.functional import refuse_double_backward
+
 # As torch.nn.functional.normalize: a zero row stays zero instead of becoming NaN.
 _SMALLEST_NORM = 1e-12
 
@@ -44,6 +46,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
+        refuse_double_backward()
         rows, norm = ctx.saved_tensors
         return unstack_gradient(grads[0].clone(), rows, norm).to(ctx.dtype)
 

@@ -1,5 +1,5 @@
-// The one tile loop: loads, ragged edges, filters. Statistics (visits.h) say
-// what becomes of a tile.
+// The one tile loop: loads, ragged edges, filters. Statistics (visits.h) say what becomes of a
+// tile.
 #pragma once
 #include <cmath>
 #include <limits>
