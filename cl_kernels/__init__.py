@@ -7,17 +7,21 @@ tile and never holds it.
 from cl_kernels._dispatch import use_backend
 from cl_kernels._version import __version__
 from cl_kernels.checks import debug_checks
+from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.functional import pair_logits, row_col_logsumexp, row_logsumexp, self_logsumexp
 from cl_kernels.losses import clip, info_nce, nt_xent
 from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
 from cl_kernels.pairs import PairFilter
+from cl_kernels.search import TopK, topk
 
 __all__ = [
+    "CSR",
     "ClipLoss",
     "InfoNCELoss",
     "NTXentLoss",
     "PairFilter",
+    "TopK",
     "__version__",
     "clip",
     "debug_checks",
@@ -29,5 +33,6 @@ __all__ = [
     "row_col_logsumexp",
     "row_logsumexp",
     "self_logsumexp",
+    "topk",
     "use_backend",
 ]

@@ -53,6 +53,17 @@ FUSED_SCHEMAS = {
     ),
 }
 
+# Exact top-K, and the selection among the survivors of a scan: see cl_kernels/search.py.
+SEARCH_SCHEMAS = {
+    "topk": (
+        "(Tensor query, Tensor key, int k, Tensor? query_factor, Tensor? key_factor,"
+        " Tensor[] query_ids, Tensor[] key_ids, bool[] keep_same, Tensor? exclude_offsets,"
+        " Tensor? exclude_keys, Tensor? below, Tensor? above) -> (Tensor, Tensor)"
+    ),
+    "select_topk": "(Tensor packed, Tensor counts, int k) -> (Tensor, Tensor)",
+}
+SELECTORS = ("chunked", "native")
+
 _library = torch.library.Library("cl_kernels", "DEF")
 
 
@@ -112,6 +123,16 @@ def _pair_contrast_fake(query, key, scale, *options):
     return _accumulator(query, query.shape[0]), grad_scale, grad_query, grad_key
 
 
+def _topk_fake(query, key, k, *_):
+    places = query.shape[0], k
+    return _accumulator(query, *places), query.new_empty(places, dtype=torch.int64)
+
+
+def _select_topk_fake(packed, counts, k):
+    places = packed.shape[0], k
+    return packed.new_empty(places, dtype=torch.float32), packed.new_empty(places)
+
+
 _FAKES = {
     "row_logsumexp": lambda query, *_: _accumulator(query, query.shape[0]),
     "row_logsumexp_mean_key": lambda query, *_: (
@@ -131,12 +152,17 @@ _FAKES = {
     ),
     "self_contrast": _self_contrast_fake,
     "pair_contrast": _pair_contrast_fake,
+    "topk": _topk_fake,
+    "select_topk": _select_topk_fake,
 }
+
+
+_ALL_SCHEMAS = SCHEMAS | FUSED_SCHEMAS | SEARCH_SCHEMAS
 
 
 def _define(operation: str, backend: str) -> Callable[..., Any]:
     name = f"{operation}.{backend}"
-    _library.define(name + (SCHEMAS | FUSED_SCHEMAS)[operation])
+    _library.define(name + _ALL_SCHEMAS[operation])
     torch.library.register_fake(f"cl_kernels::{name}", _FAKES[operation], lib=_library)
     if backend in PYTHON_BACKENDS:
         implementation = _python_implementation(operation, backend)
@@ -146,3 +172,5 @@ def _define(operation: str, backend: str) -> Callable[..., Any]:
 
 _overloads = {(op, backend): _define(op, backend) for op in SCHEMAS for backend in BACKENDS}
 _overloads |= {(op, "native"): _define(op, "native") for op in FUSED_SCHEMAS}
+_overloads |= {("topk", backend): _define("topk", backend) for backend in BACKENDS}
+_overloads |= {("select_topk", name): _define("select_topk", name) for name in SELECTORS}

@@ -12,10 +12,11 @@ LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"integrations"},
     {"modules", "grad_cache", "distributed", "mining", "evaluation"},
     {"losses", "diagnostics"},
+    {"search"},
     {"functional"},
     {"checks"},
     {"_dispatch", "_recording"},
-    {"_ops", "pairs", "_version"},
+    {"_ops", "csr", "pairs", "_version"},
     {"backends"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -34,6 +35,10 @@ def unit(module):
     return tuple(module.split(".")[1 : 3 if layer(module) == "backends" else 2])
 
 
+def for_types(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def imports(module):
     """Names of everything a module imports, anywhere in its text; (name, is at the top)."""
     path = MODULES[module]
@@ -41,9 +46,9 @@ def imports(module):
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     inside = {
         node
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef) or for_types(block)
+        for node in ast.walk(block)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

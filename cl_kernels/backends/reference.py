@@ -113,3 +113,31 @@ def self_logsumexp_backward(grad, lse, x, scale, *options):
         grad, lse, x, x, scale, *options, True, True
     )
     return grad_query + grad_key, grad_scale
+
+
+def topk(
+    query, key, k, query_factor, key_factor, query_ids, key_ids, keep_same,
+    exclude_offsets, exclude_keys, below, above,
+):  # fmt: skip
+    M, N = len(query), len(key)
+    scores = _rounded(query, query.dtype) @ _rounded(key, key.dtype).T  # [M, N]
+    if key_factor is not None:
+        scores = scores * key_factor
+    if query_factor is not None:
+        scores = scores * query_factor[:, None]
+    kept = _kept(query_ids, key_ids, keep_same, M, N, query.device) & (scores > -torch.inf)
+    if below is not None:
+        kept &= scores < below[:, None]
+    if above is not None:
+        kept &= scores > above[:, None]
+    if exclude_offsets is not None:
+        rows = torch.arange(M, device=query.device).repeat_interleave(exclude_offsets.diff())
+        kept[rows, exclude_keys] = False
+    scores = torch.where(kept, scores, -torch.inf) + 0.0  # -0 counts as +0
+    values, indices = scores.sort(dim=1, descending=True, stable=True)
+    indices = indices.masked_fill(values == -torch.inf, -1)
+    missing = (0, max(0, k - N))
+    return (
+        torch.nn.functional.pad(values[:, :k], missing, value=-torch.inf),
+        torch.nn.functional.pad(indices[:, :k], missing, value=-1),
+    )

@@ -1,7 +1,4 @@
-"""Plain torch, one tile of logits at a time: always available, on any device, never M x N.
-
-The last resort: several times slower than the compiled kernels, exact all the same.
-"""
+"""The statistics, one tile of logits at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +9,6 @@ from torch import Tensor
 
 TILE_ROWS = 512
 TILE_COLS = 2048  # a float32 tile and its temporaries take about 50 MB
-
-
-def unavailable() -> str | None:
-    return None
-
-
-def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
-    return None
 
 
 class _Tiles:

@@ -1,0 +1,125 @@
+"""Exact top-K, one tile of scores at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+SEARCH_ROWS = 64  # every tile of a search is padded to this shape, so that a pair's product has
+SEARCH_COLS = 4096  # the same bits in any batch
+_EMPTY = torch.iinfo(torch.int64).min
+
+
+class _SearchTiles:
+    """The kept scores of one search, a padded tile at a time; -inf where a pair is dropped."""
+
+    def __init__(
+        self, query, key, query_factor, key_factor, query_ids, key_ids, keep_same,
+        exclude_offsets, exclude_keys, below, above,
+    ):  # fmt: skip
+        self.query, self.key = query, key
+        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        self.filters = list(zip(query_ids, key_ids, keep_same, strict=True))
+        self.query_factor, self.key_factor = query_factor, key_factor
+        self.below, self.above = below, above
+        self.excluded = None
+        if exclude_offsets is not None:
+            index = torch.arange(len(query), device=query.device)
+            rows = index.repeat_interleave(exclude_offsets.diff())
+            self.excluded = rows, exclude_keys
+
+    def _padded(self, x: Tensor, part: slice, size: int) -> Tensor:
+        rows = x[part].to(self.dtype)
+        return torch.nn.functional.pad(rows, (0, 0, 0, size - len(rows)))
+
+    def scores(self, i: slice, j: slice) -> Tensor:
+        query = self._padded(self.query, i, SEARCH_ROWS)
+        products = query @ self._padded(self.key, j, SEARCH_COLS).T
+        scores = products[: i.stop - i.start, : j.stop - j.start]
+        if self.key_factor is not None:
+            scores = scores * self.key_factor[j]
+        if self.query_factor is not None:
+            scores = scores * self.query_factor[i, None]
+        return torch.where(self._kept(scores, i, j), scores, -torch.inf) + 0.0  # -0 counts as +0
+
+    def _kept(self, scores: Tensor, i: slice, j: slice) -> Tensor:
+        kept = scores > -torch.inf  # not NaN either
+        for query_ids, key_ids, same in self.filters:
+            kept &= (query_ids[i, None] == key_ids[None, j]) == same
+        if self.below is not None:
+            kept &= scores < self.below[i, None]
+        if self.above is not None:
+            kept &= scores > self.above[i, None]
+        if self.excluded is not None:
+            rows, keys = self.excluded
+            here = (rows >= i.start) & (rows < i.stop) & (keys >= j.start) & (keys < j.stop)
+            kept[rows[here] - i.start, keys[here] - j.start] = False
+        return kept
+
+
+def _pack(scores: Tensor, first: int) -> Tensor:
+    """int64 whose order is that of the scores and, among equals, of falling indices."""
+    bits = scores.view(torch.int32).to(torch.int64)
+    sortable = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    index = torch.arange(first, first + scores.shape[1], device=scores.device)
+    packed = (sortable << 32) | (0xFFFFFFFF - index)
+    return packed.masked_fill_(scores == -torch.inf, _EMPTY)
+
+
+def _unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
+    sortable = (packed >> 32).to(torch.int32)
+    scores = torch.where(sortable < 0, sortable ^ 0x7FFFFFFF, sortable).view(torch.float32)
+    empty = packed == _EMPTY
+    index = 0xFFFFFFFF - (packed & 0xFFFFFFFF)
+    return scores.masked_fill(empty, -torch.inf), index.masked_fill(empty, -1)
+
+
+def _largest(packed: Tensor, k: int) -> Tensor:
+    """The k largest of each row in falling order; places without one are empty."""
+    best = packed.topk(min(k, packed.shape[1]), dim=1).values
+    return torch.nn.functional.pad(best, (0, k - best.shape[1]), value=_EMPTY)
+
+
+def _topk_packed(tiles: _SearchTiles, i: slice, k: int) -> tuple[Tensor, Tensor]:
+    best = tiles.query.new_full((i.stop - i.start, k), _EMPTY, dtype=torch.int64)
+    for j in _parts(len(tiles.key), SEARCH_COLS):
+        best = _largest(torch.cat([best, _pack(tiles.scores(i, j), j.start)], 1), k)
+    return _unpack(best)
+
+
+def _topk_sorted(tiles: _SearchTiles, i: slice, k: int) -> tuple[Tensor, Tensor]:
+    """float64 scores leave no room for an index: a stable sort prefers what came first."""
+    shape = i.stop - i.start, k
+    values = tiles.query.new_full(shape, -torch.inf)
+    indices = tiles.query.new_full(shape, -1, dtype=torch.int64)
+    for j in _parts(len(tiles.key), SEARCH_COLS):
+        scores = tiles.scores(i, j)
+        index = torch.arange(j.start, j.stop, device=scores.device).expand_as(scores)
+        index = index.masked_fill(scores == -torch.inf, -1)
+        values, order = torch.cat([values, scores], 1).sort(dim=1, descending=True, stable=True)
+        values, order = values[:, :k], order[:, :k]
+        indices = torch.cat([indices, index], 1).gather(1, order)
+    return values, indices
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def topk(query, key, k, *options):
+    tiles = _SearchTiles(query, key, *options)
+    values = query.new_empty((len(query), k), dtype=tiles.dtype)
+    indices = query.new_empty((len(query), k), dtype=torch.int64)
+    of_rows = _topk_sorted if tiles.dtype == torch.float64 else _topk_packed
+    for i in _parts(len(query), SEARCH_ROWS):
+        values[i], indices[i] = of_rows(tiles, i, k)
+    return values, indices
+
+
+def select_topk(packed, counts, k):
+    places = torch.arange(packed.shape[2], device=packed.device)
+    survivors = torch.where(places < counts[..., None], packed, _EMPTY)
+    return _unpack(_largest(survivors.flatten(1), k))

@@ -1,0 +1,128 @@
+"""What makes a candidate a negative: bounds on its score, a window of ranks, a way to draw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_kernels.csr import CSR
+from cl_kernels.search import TopK
+
+DRAWN_FROM = 100  # ranks that random and softmax draw from, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """The arguments of ``mine_hard_negatives`` that concern scores and ranks, checked."""
+
+    num_negatives: int = 3
+    range_min: int = 0
+    range_max: int | None = None
+    max_score: float | None = None
+    min_score: float | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    margin_against: Literal["min", "max", "mean"] = "min"
+    sampling: Literal["top", "random", "softmax"] = "top"
+    sampling_temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_integer("num_negatives", self.num_negatives, least=1)
+        _check_integer("range_min", self.range_min, least=0)
+        if self.range_max is not None:
+            _check_integer("range_max", self.range_max, least=self.range_min + self.num_negatives)
+        for name in ("max_score", "min_score", "absolute_margin", "relative_margin"):
+            _check_number(name, getattr(self, name))
+        if None not in (self.min_score, self.max_score) and self.min_score >= self.max_score:
+            raise ValueError(
+                f"min_score: expected less than max_score, {self.max_score}, got {self.min_score}"
+            )
+        _check_word("margin_against", self.margin_against, ("min", "max", "mean"))
+        _check_word("sampling", self.sampling, ("top", "random", "softmax"))
+        _check_number("sampling_temperature", self.sampling_temperature)
+        if self.sampling_temperature is None or self.sampling_temperature <= 0:
+            raise ValueError(
+                "sampling_temperature: expected a positive number, "
+                f"got {self.sampling_temperature}"
+            )
+
+    @property
+    def has_margin(self) -> bool:
+        return self.absolute_margin is not None or self.relative_margin is not None
+
+    @property
+    def last_rank(self) -> int:
+        """Ranks from here on are never chosen."""
+        least = self.range_min + self.num_negatives
+        if self.sampling == "top":
+            return least
+        return max(DRAWN_FROM, least) if self.range_max is None else self.range_max
+
+    def ceilings(self, like: Tensor, positives: CSR, scores: Tensor | None) -> dict[str, Tensor]:
+        """By name, what each query's negatives must score below: [M], of the dtype of ``like``.
+
+        ``scores`` are the positives', [nnz]; those that are not finite are passed over.
+        """
+        ceilings = {}
+        if self.max_score is not None:
+            ceilings["max_score"] = like.new_full((len(positives.offsets) - 1,), self.max_score)
+        if not self.has_margin:
+            return ceilings
+        assert scores is not None
+        finite = scores.isfinite()
+        counts = positives.rows()[finite].bincount(minlength=len(positives.offsets) - 1)
+        chosen = torch.segment_reduce(scores[finite], self.margin_against, lengths=counts)
+        chosen = torch.where(counts == 0, torch.inf, chosen)  # no positive: no ceiling
+        if self.absolute_margin is not None:
+            ceilings["absolute_margin"] = chosen - self.absolute_margin
+        if self.relative_margin is not None:
+            # chosen * (1 - margin) would raise the ceiling of a positive that scores below zero.
+            by = torch.where(counts == 0, 0, chosen.abs() * self.relative_margin)
+            ceilings["relative_margin"] = chosen - by
+        return ceilings
+
+    def choose(self, found: TopK, generator: torch.Generator | None) -> TopK:
+        """The negatives among each query's survivors, [M, >= last_rank] best first, by rank."""
+        window = slice(self.range_min, self.last_rank)
+        values, indices = found.values[:, window], found.indices[:, window]
+        if self.sampling != "top":
+            # The largest of score / temperature + Gumbel noise are a draw without replacement.
+            device = torch.device("cpu") if generator is None else generator.device
+            noise = torch.empty(values.shape, dtype=torch.float64, device=device)
+            weight = -noise.exponential_(generator=generator).log_().to(values.device)
+            if self.sampling == "softmax":
+                weight += values.double() / self.sampling_temperature
+            weight.masked_fill_(indices < 0, -torch.inf)
+            ranks = weight.topk(self.num_negatives, 1).indices.sort(1).values
+            values, indices = values.gather(1, ranks), indices.gather(1, ranks)
+        return TopK(values.contiguous(), indices.contiguous())
+
+
+def _check_integer(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < least:
+        reason = ", range_min + num_negatives" if name == "range_max" else ""
+        raise ValueError(f"{name}: expected at least {least}{reason}, got {value}")
+
+
+def _check_number(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def _check_word(name: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        expected = ", ".join(f'"{w}"' for w in words[:-1]) + f' or "{words[-1]}"'
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+CRITERIA = tuple(field.name for field in fields(Criteria))

@@ -1,0 +1,103 @@
+"""One search: in one call of the operation, or on blocks of queries or keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cl_kernels.csr import CSR
+
+from .scores import TopK, inverse_norms, nothing_found
+from .stream import blocks
+
+_CALL_PRODUCTS = 1 << 40  # multiply-adds a call: seconds, after which an interrupt is heard
+
+
+class Search(NamedTuple):
+    """One call, ready to be run on the whole or on blocks of queries or keys."""
+
+    query: Tensor
+    k: int
+    query_factor: Tensor | None
+    normalize: bool
+    query_ids: tuple[Tensor, ...]
+    key_ids: tuple[Tensor, ...]
+    keep_same: list[bool]
+    excluded: CSR | None
+    below: Tensor | None
+    above: Tensor | None
+    compute: Callable[..., tuple[Tensor, Tensor]]
+
+    def run(self, key: Tensor, bar: Callable[..., Any]) -> TopK:
+        if key.device != self.query.device:
+            return self._streamed(key, bar)
+        M, N, D = len(self.query), *key.shape
+        key = key.contiguous()
+        key_factor = inverse_norms(key) if self.normalize else None
+        rows = max(256, _CALL_PRODUCTS // max(1, N * D) // 256 * 256)
+        if rows >= M:
+            with bar(total=M, unit="query") as shown:
+                found = self._call(key, key_factor)
+                shown.update(M)
+            return found
+        found = nothing_found(self.query, self.k)
+        with bar(total=M, unit="query") as shown:
+            for first in range(0, M, rows):
+                part = slice(first, min(first + rows, M))
+                block = self._rows(part)._call(key, key_factor)
+                found.values[part], found.indices[part] = block
+                shown.update(part.stop - part.start)
+        return found
+
+    def _rows(self, part: slice) -> Search:
+        def of(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[part]
+
+        excluded = self.excluded
+        if excluded is not None:
+            offsets = excluded.offsets[part.start : part.stop + 1]
+            keys = excluded.keys[offsets[0] : offsets[-1]] if len(offsets) else excluded.keys
+            excluded = CSR(offsets - offsets[0], keys)
+        return self._replace(
+            query=self.query[part],
+            query_factor=of(self.query_factor),
+            query_ids=tuple(ids[part] for ids in self.query_ids),
+            excluded=excluded,
+            below=of(self.below),
+            above=of(self.above),
+        )
+
+    def _call(self, key: Tensor, key_factor: Tensor | None) -> TopK:
+        offsets, keys = self.excluded or (None, None)
+        values, indices = self.compute(
+            self.query, key, self.k, self.query_factor, key_factor,
+            self.query_ids, self.key_ids, self.keep_same,
+            offsets, keys, self.below, self.above,
+        )  # fmt: skip
+        return TopK(values, indices)
+
+    def _streamed(self, key: Tensor, bar: Callable[..., Any]) -> TopK:
+        """Keys come block by block; each block is searched above what was found before."""
+        found = nothing_found(self.query, self.k)
+        with bar(total=len(key), unit="key") as shown:
+            for first, block in blocks(key, self.query.device):
+                last = first + len(block)
+                # What equals the k-th score found has a larger index: strictly above is right.
+                worst = found.values[:, -1]
+                part = self._replace(
+                    key_ids=tuple(ids[first:last].contiguous() for ids in self.key_ids),
+                    excluded=self.excluded and self.excluded.between(first, last),
+                    above=worst if self.above is None else self.above.maximum(worst),
+                )
+                more = part._call(block, inverse_norms(block) if self.normalize else None)
+                indices = torch.where(more.indices < 0, -1, more.indices + first)
+                values, order = torch.cat([found.values, more.values], 1).sort(
+                    dim=1, descending=True, stable=True
+                )
+                indices = torch.cat([found.indices, indices], 1).gather(1, order)
+                found = TopK(values[:, : self.k].contiguous(), indices[:, : self.k].contiguous())
+                shown.update(len(block))
+        return found
