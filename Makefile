@@ -14,7 +14,7 @@ NATIVE := cl_kernels/_cpu.so
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo test lint format bench kernels gpu-check clean distclean
+.PHONY: help build demo sbert test soak lint format bench kernels gpu-check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -24,7 +24,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -c constraints.txt torch setuptools cmake ninja
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --no-deps $(TRITON)
 	CL_KERNELS_PURE_PYTHON=1 $(BIN)/python -m pip install -c constraints.txt \
-		--no-build-isolation -e '.[dev,examples,bench]'
+		--no-build-isolation -e '.[dev,examples,text,bench]'
 	@touch $@
 
 $(NATIVE): $(INSTALLED) setup.py CMakeLists.txt $(CSRC)
@@ -36,10 +36,16 @@ build: $(NATIVE)  ## virtual environment and compiled libraries
 demo: build  ## train SimCLR on handwritten digits and print the report
 	$(BIN)/python -m examples.simclr $(ARGS)
 
+sbert: build  ## train a text encoder to find code by its description, in stages
+	$(BIN)/python -m examples.sbert $(ARGS)
+
 test: build  ## run the test suite; the GPU kernels under Triton's interpreter
 	$(BIN)/python -m pytest --ignore=python_tests/triton $(ARGS)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest python_tests/triton $(ARGS) \
 		|| test $$? -eq 5 -a -n "$(ARGS)"  # 5: ARGS select none of these
+
+soak: build  ## kill training at random moments, resume it, compare the weights bit by bit
+	$(BIN)/python -m tools.soak $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check
