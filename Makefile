@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+SUITES ?= benchmarks benchmarks.search benchmarks.mining benchmarks.grad_cache
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -58,8 +59,8 @@ format: $(INSTALLED)  ## rewrite the sources as lint wants them
 	$(BIN)/ruff format
 	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
 
-bench: build  ## benchmarks against eager PyTorch and the bare matrix product
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: build  ## all benchmarks; ARGS=--quick for subsets of a few minutes
+	$(foreach suite,$(SUITES),$(BIN)/python -m $(suite) $(ARGS) &&) true
 
 kernels: build  ## compile every GPU kernel and print its registers, spills and shared memory
 	$(BIN)/python -m tools.kernels $(ARGS)

@@ -10,7 +10,16 @@ from cl_kernels.checks import debug_checks
 from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.functional import pair_logits, row_col_logsumexp, row_logsumexp, self_logsumexp
+from cl_kernels.grad_cache import GradCache, grad_cache_step
 from cl_kernels.losses import clip, info_nce, nt_xent
+from cl_kernels.mining import (
+    MinedNegatives,
+    MiningSchedule,
+    hardest_negative,
+    hardest_positive,
+    mine_hard_negatives,
+    semi_hard_negative,
+)
 from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import TopK, topk
@@ -18,7 +27,10 @@ from cl_kernels.search import TopK, topk
 __all__ = [
     "CSR",
     "ClipLoss",
+    "GradCache",
     "InfoNCELoss",
+    "MinedNegatives",
+    "MiningSchedule",
     "NTXentLoss",
     "PairFilter",
     "TopK",
@@ -27,12 +39,17 @@ __all__ = [
     "debug_checks",
     "doctor",
     "explain",
+    "grad_cache_step",
+    "hardest_negative",
+    "hardest_positive",
     "info_nce",
+    "mine_hard_negatives",
     "nt_xent",
     "pair_logits",
     "row_col_logsumexp",
     "row_logsumexp",
     "self_logsumexp",
+    "semi_hard_negative",
     "topk",
     "use_backend",
 ]

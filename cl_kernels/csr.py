@@ -42,8 +42,8 @@ class CSR(NamedTuple):
         """The same lists, each in rising order."""
         if len(self.keys) == 0:
             return self
-        by_key = self.keys.argsort(stable=True)
-        return CSR(self.offsets, self.keys[by_key[self.rows()[by_key].argsort(stable=True)]])
+        base = self.rows() * (self.keys.max() + 1)
+        return CSR(self.offsets, (base + self.keys).sort().values - base)
 
     def between(self, first: int, last: int) -> CSR:
         """The lists of the keys in [first, last), counted from ``first``."""

@@ -32,6 +32,8 @@ class Plan:
     def flops(self) -> tuple[float, float]:
         """Floating-point operations of the matrix products, (forward, backward)."""
         c = self.call
+        if c.primitive == "topk":
+            return 2 * c.M * c.N * c.D, 0  # the backward pass sees the pairs found only
         half = c.primitive == "self_logsumexp" and (c.backend, c.device) in _HALF_VISITS
         forward, backward = _HALVES if half else _DEFAULT_VISITS
         return forward * 2 * c.M * c.N * c.D, backward * 2 * c.M * c.N * c.D
@@ -40,6 +42,8 @@ class Plan:
     def statistics_bytes(self) -> int:
         """Bytes kept between forward and backward beside the embeddings."""
         c = self.call
+        if c.primitive == "topk":
+            return 0
         width = 8 if c.dtype == torch.float64 else 4
         return width * (c.M + (c.N if c.primitive == "row_col_logsumexp" else 0))
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cl_kernels.checks import check_scalar
 from cl_kernels.losses import clip, info_nce, nt_xent
 from cl_kernels.losses.common import Reduction, check_reduction
+from cl_kernels.losses.hardest import check_hardest
 from cl_kernels.pairs import Where
 
 
@@ -79,7 +80,8 @@ class InfoNCELoss(_Temperature):
 
     Args:
         temperature: A number, or an ``nn.Parameter`` (0-d) to learn it.
-        normalize, in_batch_negatives, reduction, backend: As in ``info_nce``.
+        normalize, in_batch_negatives, hardest, reduction, backend: As in ``info_nce``. ``hardest``
+            may be set anew at any step, e.g. by a ``MiningSchedule``.
     """
 
     def __init__(
@@ -88,11 +90,14 @@ class InfoNCELoss(_Temperature):
         *,
         normalize: bool = True,
         in_batch_negatives: bool | None = None,
+        hardest: int | None = None,
         reduction: Reduction = "mean",
         backend: str | None = None,
     ) -> None:
         super().__init__(temperature, normalize=normalize, reduction=reduction, backend=backend)
+        check_hardest(hardest)
         self.in_batch_negatives = in_batch_negatives
+        self.hardest = hardest
 
     def forward(
         self,
@@ -112,6 +117,7 @@ class InfoNCELoss(_Temperature):
             in_batch_negatives=self.in_batch_negatives,
             target=target,
             where=where,
+            hardest=self.hardest,
             reduction=self.reduction,
             backend=self.backend,
         )

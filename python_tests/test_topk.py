@@ -135,12 +135,15 @@ def test_ordered_corpora(backend, order):
     np.testing.assert_allclose(found.values.numpy(), values, rtol=1e-7)
 
 
-def test_a_result_does_not_depend_on_its_batch(backend):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_result_does_not_depend_on_its_batch(backend, dtype):
     if backend == "reference":
         pytest.skip("BLAS picks its instructions by the shape of the whole product")
-    query, key = torch.randn(300, 37), torch.randn(1500, 37)
-    key[700:800] = key[:100]  # ties must fall alike as well
+    query, key = torch.randn(300, 37, dtype=dtype), torch.randn(4500, 37, dtype=dtype)
+    key[4400:] = key[:100]  # ties must fall alike as well
     whole = topk(query, key, 30, backend=backend)
+    twins = whole.indices[:, :-1] < 100
+    assert torch.equal(whole.indices[:, 1:][twins], whole.indices[:, :-1][twins] + 4400)
     for rows in ([0], [299], [5, 17], list(range(64)), list(range(100, 229))):
         part = topk(query[rows], key, 30, backend=backend)
         assert torch.equal(part.indices, whole.indices[rows])
@@ -174,6 +177,12 @@ def test_zero_vectors_score_zero_under_normalize(backend):
     found = topk(query, key, 8, backend=backend)
     assert (found.values[1] == 0).all() and found.indices[1].tolist() == list(range(8))
     assert (found.values[found.indices == 6] == 0).all()
+
+
+def test_zeros_of_the_smallest_have_no_sign(backend):
+    query, key = torch.tensor([[1.0, -1.0]]), torch.ones(3, 2)
+    found = topk(query, key, 3, normalize=False, largest=False, backend=backend)
+    assert not found.values.signbit().any() and found.indices.tolist() == [[0, 1, 2]]
 
 
 def test_minus_zero_is_zero(backend):

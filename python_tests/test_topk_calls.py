@@ -69,6 +69,25 @@ def test_unfilled_places_have_no_gradient():
     assert (key.grad[0] == 0).all()
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_query_that_is_not_a_number_has_no_gradient(normalize):
+    query, key = some()
+    query[2, 1] = torch.nan
+    query, key = query.requires_grad_(), key.requires_grad_()
+    found = topk(query, key, 3, normalize=normalize)
+    found.values.masked_fill(found.indices < 0, 0).sum().backward()
+    assert (query.grad[2] == 0).all()
+    assert query.grad.isfinite().all() and key.grad.isfinite().all()
+
+
+def test_bounds_keep_the_precision_of_the_scores():
+    query = torch.ones(1, 1, dtype=torch.float64)
+    key = torch.tensor([[0.3], [0.3000000001]], dtype=torch.float64)
+    below = topk(query, key, 2, normalize=False, below=0.3)
+    above = topk(query, key, 2, normalize=False, above=0.3)
+    assert below.indices.tolist() == [[-1, -1]] and above.indices.tolist() == [[1, -1]]
+
+
 def test_no_graph_without_a_need():
     query, key = some()
     assert not topk(query, key, 2).values.requires_grad
@@ -100,6 +119,7 @@ def ids(*values):
         ({"key": [[1.0]]}, TypeError, r"key: expected a tensor, got list"),
         ({"key": torch.randn(5, 3).half()}, TypeError, r"key: expected the dtype of query"),
         ({"key": np.zeros((5, 3))}, TypeError, r"key: expected the dtype .* got torch.float64"),
+        ({"key": np.zeros((5, 3), "f4")[::-1]}, ValueError, r"key: expected an array that torch"),
         ({"key": torch.randn(5, 3, device="meta")}, ValueError, r"key: expected host memory or"),
         ({"below": torch.zeros(3)}, ValueError, r"below: expected .* each of the 4 queries"),
         ({"above": torch.zeros(4, 1)}, ValueError, r"above: expected .* got shape \[4, 1\]"),

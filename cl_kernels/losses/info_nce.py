@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from cl_kernels.losses.common import (
     total,
 )
 from cl_kernels.losses.contrast import PairContrast, contrast, contrast_of
+from cl_kernels.losses.hardest import check_hardest, hardest_logsumexp
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters
 
@@ -31,6 +34,7 @@ def info_nce(
     in_batch_negatives: bool | None = None,
     target: Tensor | None = None,
     where: Where = (),
+    hardest: int | None = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
 ) -> Tensor:
@@ -51,6 +55,10 @@ def info_nce(
         target: Index into ``positive_key`` of each query's positive, shape [B].
         where: Filters on the negatives: on the rows of ``positive_key`` if those are negatives
             (at most one filter), else on shared ``negative_keys`` (at most two).
+        hardest: Count only this many negatives of each query, those with the largest logits (the
+            most similar ones; the least similar if ``temperature`` is negative), found in the
+            same call by ``topk``. Too few from the first step on may collapse the model: see
+            ``MiningSchedule``. Default: all.
         reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
         backend: Which backend serves the call.
 
@@ -63,6 +71,7 @@ def info_nce(
     """
     check_inputs(query=query, positive_key=positive_key)
     check_reduction(reduction)
+    check_hardest(hardest)
     if target is None:
         check_same_rows("positive_key", positive_key, "query", query)
     else:
@@ -79,7 +88,8 @@ def info_nce(
     scale = inverse(temperature)
     bound = logit_bound(scale, normalize)
     key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
-    if negative_keys is None and in_batch_negatives and target is None and _trained(positive_key):
+    in_batch_only = negative_keys is None and in_batch_negatives and target is None
+    if in_batch_only and hardest is None and _trained(positive_key):
         return contrast_of(
             PairContrast,
             "row_logsumexp",
@@ -93,30 +103,26 @@ def info_nce(
             backend=backend,
         )
 
-    statistic = {
-        "compute_dtype": default_compute_dtype(query),
-        "logit_bound": bound,
-        "backend": backend,
-    }
     queries = float_rows(query, normalize=normalize)  # [B, D]
     keys = float_rows(positive_key, normalize=normalize)  # [N, D]
-    negatives = None
+    sets = []  # of negatives, with the filters on them
     if in_batch_negatives:
         not_the_positive = PairFilter(key_ids if target is None else target, key_ids, "different")
-        negatives = row_logsumexp(
-            queries, keys, scale, where=(not_the_positive, *filters), **statistic
-        )
+        sets.append((keys, (not_the_positive, *filters)))
         filters = ()
     if negative_keys is not None:
-        if shared:
-            further = float_rows(negative_keys, normalize=normalize)
-            lse = row_logsumexp(queries, further, scale, where=filters, **statistic)
-        else:
-            lse = _own_negatives(queries, negative_keys, scale, normalize)
-        negatives = lse if negatives is None else torch.logaddexp(negatives, lse)
+        further = float_rows(negative_keys.flatten(0, -2), normalize=normalize)
+        sets.append((further.view(negative_keys.shape), filters))
+
+    statistic = {"compute_dtype": default_compute_dtype(query), "backend": backend}
+    if not sets:
+        negatives = queries.new_full(queries.shape[:1], -torch.inf)
+    elif hardest is not None:
+        negatives = hardest_logsumexp(queries, sets, scale, hardest, **statistic)
+    else:
+        lses = (_logsumexp(queries, *some, scale=scale, bound=bound, **statistic) for some in sets)
+        negatives = reduce(torch.logaddexp, lses)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
-    if negatives is None:
-        negatives = torch.full_like(positive, -torch.inf)
     return total(contrast(negatives, positive), reduction)
 
 
@@ -125,10 +131,10 @@ def _trained(key: Tensor) -> bool:
     return key.requires_grad or not torch.is_grad_enabled()
 
 
-def _own_negatives(queries: Tensor, negative_keys: Tensor, scale, normalize: bool) -> Tensor:
-    """Log-sum-exp over each query's own negatives [B, K, D]: there is no tile to share."""
-    B, K, D = negative_keys.shape
-    keys = float_rows(negative_keys.reshape(B * K, D), normalize=normalize).view(B, K, D)
+def _logsumexp(queries: Tensor, keys: Tensor, where, *, scale, bound, **statistic) -> Tensor:
+    """Over shared negatives [K, D], or each query's own [B, K, D]: there is no tile to share."""
+    if keys.dim() == 2:
+        return row_logsumexp(queries, keys, scale, where=where, logit_bound=bound, **statistic)
     with torch.autocast(keys.device.type, enabled=False):
         similarity = torch.matmul(keys, queries.unsqueeze(-1)).squeeze(-1)  # [B, K]
     return torch.logsumexp(scale * similarity, 1)

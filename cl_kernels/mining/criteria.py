@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -31,23 +31,21 @@ class Criteria:
     sampling_temperature: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_integer("num_negatives", self.num_negatives, least=1)
-        _check_integer("range_min", self.range_min, least=0)
+        check_integer("num_negatives", self.num_negatives, least=1)
+        check_integer("range_min", self.range_min, least=0)
         if self.range_max is not None:
-            _check_integer("range_max", self.range_max, least=self.range_min + self.num_negatives)
+            check_integer("range_max", self.range_max, least=self.range_min + self.num_negatives)
         for name in ("max_score", "min_score", "absolute_margin", "relative_margin"):
             _check_number(name, getattr(self, name))
-        if None not in (self.min_score, self.max_score) and self.min_score >= self.max_score:
-            raise ValueError(
-                f"min_score: expected less than max_score, {self.max_score}, got {self.min_score}"
-            )
+        low, high = self.min_score, self.max_score
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"min_score: expected less than max_score, {high}, got {low}")
         _check_word("margin_against", self.margin_against, ("min", "max", "mean"))
         _check_word("sampling", self.sampling, ("top", "random", "softmax"))
         _check_number("sampling_temperature", self.sampling_temperature)
         if self.sampling_temperature is None or self.sampling_temperature <= 0:
             raise ValueError(
-                "sampling_temperature: expected a positive number, "
-                f"got {self.sampling_temperature}"
+                f"sampling_temperature: expected a positive number, got {self.sampling_temperature}"
             )
 
     @property
@@ -62,27 +60,28 @@ class Criteria:
             return least
         return max(DRAWN_FROM, least) if self.range_max is None else self.range_max
 
-    def ceilings(self, like: Tensor, positives: CSR, scores: Tensor | None) -> dict[str, Tensor]:
-        """By name, what each query's negatives must score below: [M], of the dtype of ``like``.
+    def ceilings(self, positives: CSR, scores: Tensor) -> dict[str, Tensor]:
+        """By name, what each query's negatives must score below, [M].
 
         ``scores`` are the positives', [nnz]; those that are not finite are passed over.
         """
+        M = len(positives.offsets) - 1
         ceilings = {}
         if self.max_score is not None:
-            ceilings["max_score"] = like.new_full((len(positives.offsets) - 1,), self.max_score)
-        if not self.has_margin:
+            ceilings["max_score"] = scores.new_full((M,), self.max_score)
+        if M == 0 or not self.has_margin:
             return ceilings
-        assert scores is not None
         finite = scores.isfinite()
-        counts = positives.rows()[finite].bincount(minlength=len(positives.offsets) - 1)
+        counts = positives.rows()[finite].bincount(minlength=M)
         chosen = torch.segment_reduce(scores[finite], self.margin_against, lengths=counts)
-        chosen = torch.where(counts == 0, torch.inf, chosen)  # no positive: no ceiling
+        unbounded = counts == 0
         if self.absolute_margin is not None:
-            ceilings["absolute_margin"] = chosen - self.absolute_margin
+            ceiling = chosen - self.absolute_margin
+            ceilings["absolute_margin"] = ceiling.masked_fill(unbounded, torch.inf)
         if self.relative_margin is not None:
             # chosen * (1 - margin) would raise the ceiling of a positive that scores below zero.
-            by = torch.where(counts == 0, 0, chosen.abs() * self.relative_margin)
-            ceilings["relative_margin"] = chosen - by
+            ceiling = chosen - chosen.abs() * self.relative_margin
+            ceilings["relative_margin"] = ceiling.masked_fill(unbounded, torch.inf)
         return ceilings
 
     def choose(self, found: TopK, generator: torch.Generator | None) -> TopK:
@@ -102,7 +101,7 @@ class Criteria:
         return TopK(values.contiguous(), indices.contiguous())
 
 
-def _check_integer(name: str, value: int, least: int) -> None:
+def check_integer(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < least:
@@ -123,6 +122,3 @@ def _check_word(name: str, value: str, words: tuple[str, ...]) -> None:
     if value not in words:
         expected = ", ".join(f'"{w}"' for w in words[:-1]) + f' or "{words[-1]}"'
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
-
-
-CRITERIA = tuple(field.name for field in fields(Criteria))

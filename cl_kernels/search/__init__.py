@@ -1,6 +1,6 @@
 """Exact top-K of the similarity matrix, which is never held."""
 
 from .scores import TopK
-from .topk import topk
+from .topk import as_tensor, topk
 
-__all__ = ["TopK", "topk"]
+__all__ = ["TopK", "as_tensor", "topk"]

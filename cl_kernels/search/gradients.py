@@ -36,8 +36,9 @@ class FoundScores(torch.autograd.Function):
         rows = max(1, _GATHERED // max(1, indices.shape[1] * query.shape[1]))
         for first in range(0, len(query) if len(key) else 0, rows):
             part = slice(first, first + rows)
+            keys = key[indices[part].to(key.device)]  # [m, k, D]; they may be on the host
             of_query, of_keys = _pair_gradients(
-                query[part].to(dtype), key[indices[part]].to(dtype), grad[part], ctx.normalize
+                query[part].to(dtype), keys.to(query.device, dtype), grad[part], ctx.normalize
             )
             if grad_query is not None:
                 grad_query[part] = of_query
@@ -56,8 +57,11 @@ def _pair_gradients(
     query: Tensor, keys: Tensor, grad: Tensor, normalize: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of <query[i], keys[i, j]> (of cosines under ``normalize``): [m, D], [m, k, D]."""
-    # A place that was not filled has no gradient, whatever stands in for its key.
-    keys = torch.where(grad[..., None] == 0, 0, keys)
+    # A place that was not filled has no gradient, whatever stands in for its key, and a query
+    # that found nothing has none, even if it is not a number.
+    unfilled = (grad == 0)[..., None]
+    keys = keys.masked_fill(unfilled, 0)
+    query = query.masked_fill(unfilled.all(1), 0)
     if not normalize:
         return (grad[:, None] @ keys).squeeze(1), grad[..., None] * query[:, None]
     query_factor, key_factor = factors(query)[:, None], factors(keys)[..., None]

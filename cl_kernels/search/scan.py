@@ -86,7 +86,7 @@ class Search(NamedTuple):
             for first, block in blocks(key, self.query.device):
                 last = first + len(block)
                 # What equals the k-th score found has a larger index: strictly above is right.
-                worst = found.values[:, -1]
+                worst = found.values[:, -1].contiguous()
                 part = self._replace(
                     key_ids=tuple(ids[first:last].contiguous() for ids in self.key_ids),
                     excluded=self.excluded and self.excluded.between(first, last),

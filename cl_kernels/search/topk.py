@@ -75,7 +75,7 @@ def topk(
         ImportError: If ``progress`` is asked for without tqdm.
     """
     check_embeddings("query", query)
-    keys = _as_tensor(key)
+    keys = as_tensor(key)
     _check_key(keys, query)
     _check_count(k)
     M, N = query.shape[0], keys.shape[0]
@@ -106,13 +106,13 @@ def topk(
             overload("topk", name),
         )  # fmt: skip
         found = search.run(keys.detach(), progress_bar(progress))
-        values = found.values if largest else sign * found.values
+        values = found.values if largest else sign * found.values + 0.0  # no -0
     if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad):
         values = FoundScores.apply(query, keys, values, found.indices, normalize)
     return TopK(values, found.indices)
 
 
-def _as_tensor(key: Any) -> Any:
+def as_tensor(key: Any) -> Any:
     """A NumPy array as a tensor of the same memory."""
     if isinstance(key, Tensor) or not hasattr(key, "__array_interface__"):
         return key
@@ -120,7 +120,10 @@ def _as_tensor(key: Any) -> Any:
 
     with warnings.catch_warnings():  # a read-only memory map is read only here too
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(key)
+        try:
+            return torch.from_numpy(key)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"key: expected an array that torch can share: {error}") from error
 
 
 def _check_key(key: Tensor, query: Tensor) -> None:
@@ -160,7 +163,7 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
             raise ValueError(f"{name}: expected the device of query, got {bound.device}")
     elif isinstance(bound, bool) or not isinstance(bound, (int, float)):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(bound).__name__}")
-    bounds = torch.as_tensor(bound).detach().to(query.device, accumulator(query))
+    bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
     if bounds.device.type == "cpu" and bool(bounds.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got a NaN")
     return bounds.expand(len(query)).contiguous()

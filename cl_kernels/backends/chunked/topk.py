@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SEARCH_ROWS = 64  # every tile of a search is padded to this shape, so that a pair's product has
-SEARCH_COLS = 4096  # the same bits in any batch
+# Every tile is padded to this shape, so that a pair's product has the same bits in any batch. In
+# one whose columns are no multiple of 48 the last ones get other bits from MKL.
+SEARCH_ROWS, SEARCH_COLS = 64, 3840
 _EMPTY = torch.iinfo(torch.int64).min
 
 
@@ -83,10 +84,14 @@ def _largest(packed: Tensor, k: int) -> Tensor:
 
 
 def _topk_packed(tiles: _SearchTiles, i: slice, k: int) -> tuple[Tensor, Tensor]:
-    best = tiles.query.new_full((i.stop - i.start, k), _EMPTY, dtype=torch.int64)
+    pairs = [tiles.query.new_full((i.stop - i.start, k), _EMPTY, dtype=torch.int64)]
+    waiting = 0
     for j in _parts(len(tiles.key), SEARCH_COLS):
-        best = _largest(torch.cat([best, _pack(tiles.scores(i, j), j.start)], 1), k)
-    return _unpack(best)
+        pairs.append(_pack(tiles.scores(i, j), j.start))
+        waiting += j.stop - j.start
+        if waiting >= k:  # selecting a large k after every tile would take longer than the tiles
+            pairs, waiting = [_largest(torch.cat(pairs, 1), k)], 0
+    return _unpack(_largest(torch.cat(pairs, 1), k))
 
 
 def _topk_sorted(tiles: _SearchTiles, i: slice, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,56 @@
+"""Argument checks that the evaluations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cl_kernels.checks import check_embeddings
+
+_ROWS = 8192  # rows looked at a time
+
+
+def check_finite_embeddings(name: str, x: Tensor) -> None:
+    """Raises unless x is [rows >= 1, D] without NaN and infinity.
+
+    Values are read, on a GPU too: a score computed from broken embeddings misleads.
+    """
+    check_embeddings(name, x)
+    if len(x) == 0:
+        raise ValueError(f"{name}: expected at least one row, got none")
+    finite = torch.cat([rows.isfinite().all(1) for rows in x.detach().split(_ROWS)])
+    broken = (~finite).nonzero().flatten()
+    if len(broken):
+        raise ValueError(
+            f"{name}: expected finite embeddings, got NaN or infinity in {len(broken)} of "
+            f"{len(x)} rows, the first is row {int(broken[0])}"
+        )
+
+
+def check_labels(name: str, labels: Tensor, rows: int | None, like: str = "") -> Tensor:
+    """Labels as int64, one for each of the rows of ``like`` if ``rows`` is given."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected an integer tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{name}: expected an integer tensor, got {labels.dtype}")
+    if labels.dim() != 1 or (rows is not None and len(labels) != rows):
+        count = "" if rows is None else f" for each of the {rows} rows of {like}"
+        raise ValueError(f"{name}: expected one label{count} (1-D), got {list(labels.shape)}")
+    return labels.to(torch.int64)
+
+
+def check_count(name: str, value: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 1 or (most is not None and value > most):
+        expected = "at least 1" if most is None else f"1 to {most}"
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not holds(value):
+        raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -1,0 +1,145 @@
+"""Hard negatives from a corpus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from cl_kernels.checks import check_embeddings, check_filters, check_matches
+from cl_kernels.csr import Lists, as_csr
+from cl_kernels.mining.criteria import Criteria, check_integer
+from cl_kernels.mining.positives import pair_scores
+from cl_kernels.mining.result import MinedNegatives
+from cl_kernels.mining.shortfall import Tally, add_corpus
+from cl_kernels.pairs import Where
+from cl_kernels.search import TopK, as_tensor, topk
+
+if TYPE_CHECKING:
+    import numpy
+
+
+@torch.no_grad()
+def mine_hard_negatives(
+    query: Tensor,
+    corpus: Tensor | numpy.ndarray,
+    positives: Lists,
+    *,
+    num_negatives: int = 3,
+    range_min: int = 0,
+    range_max: int | None = None,
+    max_score: float | None = None,
+    min_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    margin_against: Literal["min", "max", "mean"] = "min",
+    where: Where = (),
+    sampling: Literal["top", "random", "softmax"] = "top",
+    sampling_temperature: float = 0.05,
+    generator: torch.Generator | None = None,
+    return_scores: bool = True,
+    candidates: int | None = None,
+    normalize: bool = True,
+    progress: bool = False,
+    backend: str | None = None,
+) -> MinedNegatives:
+    """The documents most similar to each query that are not its positives.
+
+    Every filter is applied inside the exact search of the whole corpus: a query is short of
+    negatives only if fewer valid candidates exist, and ``shortfall`` then says what removed the
+    others. Miners that take the best few hundred first and filter afterwards leave queries short.
+
+    Scores are cosines (inner products without ``normalize``). A negative scores strictly below
+    ``max_score``, ``s - absolute_margin`` and ``s - |s| * relative_margin``, where s is the score
+    of the query's positive, and strictly above ``min_score``. (Moreira et al., "NV-Retriever"
+    (2024), take a relative margin of 0.05: "TopK-PercPos".)
+
+    Ranks count the candidates that pass every filter, from 0: ``range_min=10`` skips the ten
+    hardest negatives. sentence-transformers counts ranks before it filters, positives included.
+
+    Args:
+        query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64.
+        corpus: Embeddings, shape [N, D], same dtype: on the device of ``query``, or in host
+            memory, or a NumPy array or memory map (streamed to the device).
+        positives: Which documents are positives of each query: index tensor [M], [M, P] padded
+            with -1, or ``CSR``. They are never mined. Copies of them under another index may be;
+            drop those with ``where`` and hashes of the texts.
+        num_negatives: How many for each query.
+        range_min: The first rank that is taken.
+        range_max: The end of the ranks that are taken. Default: ``range_min + num_negatives``
+            for ``"top"``; 100 for ``"random"`` and ``"softmax"``, or as many as they need.
+        max_score, min_score: Bounds on the scores of negatives.
+        absolute_margin, relative_margin: How far below the positive negatives must score. A query
+            without positives is not bounded by them.
+        margin_against: Of several positives take the one with the lowest score (the strictest),
+            the highest, or the mean of their scores.
+        where: Up to two ``PairFilter``; a candidate is kept if every filter keeps it.
+        sampling: Take the first ranks, or draw without replacement from all ranks of the window:
+            evenly, or with weights ``exp(score / sampling_temperature)``.
+        sampling_temperature: For ``"softmax"``; near zero it is ``"top"``.
+        generator: For the draw, which is made on its device. Default: torch's, on the CPU, so
+            that one seed gives the same negatives on every device.
+        return_scores: Whether to keep the scores of negatives and positives.
+        candidates: Also hand back this many of the best candidates that pass the same filters,
+            for another model to rescore; see ``MinedNegatives.rescore``.
+        normalize: Score by cosine.
+        progress: Show a progress bar (needs tqdm).
+        backend: Which backend serves the search.
+
+    Returns:
+        ``MinedNegatives``; its ``indices`` [M, num_negatives] are ordered by rank, -1 where no
+        candidate was left. Gradients do not flow through it.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+        ImportError: If ``progress`` is asked for without tqdm.
+    """
+    criteria = Criteria(
+        num_negatives, range_min, range_max, max_score, min_score, absolute_margin,
+        relative_margin, margin_against, sampling, sampling_temperature,
+    )  # fmt: skip
+    check_embeddings("query", query)
+    documents = as_tensor(corpus)
+    check_embeddings("corpus", documents)
+    on_host = documents.device.type == "cpu"  # streamed if the queries are elsewhere
+    check_matches(
+        "corpus", documents[:0].to(query.device) if on_host else documents, "query", query
+    )
+    filters = check_filters(where, (len(query), len(documents)), query.device)
+    if candidates is not None:
+        check_integer("candidates", candidates, least=1)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+    known = as_csr("positives", positives, len(query), len(documents), query.device)
+
+    known_scores = pair_scores(query, documents, known, normalize=normalize, backend=backend)
+    ceilings = criteria.ceilings(known, known_scores)
+    found = topk(
+        query,
+        documents,
+        max(criteria.last_rank, candidates or 0),
+        normalize=normalize,
+        where=filters,
+        exclude=known,
+        below=torch.stack(list(ceilings.values())).amin(0) if ceilings else None,
+        above=min_score,
+        progress=progress,
+        backend=backend,
+    )
+    chosen = criteria.choose(found, generator)
+    counts = (chosen.indices >= 0).sum(1)
+    short = Tally(counts, found, criteria, ceilings)
+    if len(short.queries):
+        add_corpus(short, query, documents, known, filters, normalize)
+    return MinedNegatives(
+        indices=chosen.indices,
+        scores=chosen.values if return_scores else None,
+        counts=counts,
+        shortfall=short.shortfall(len(documents)),
+        positives=known,
+        positive_scores=known_scores if return_scores else None,
+        candidates=None if candidates is None else TopK(*(x[:, :candidates] for x in found)),
+        criteria=criteria,
+        num_documents=len(documents),
+    )

@@ -1,0 +1,195 @@
+"""GradCache with DistributedDataParallel: two processes against one that sees the whole batch."""
+
+import copy
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from cl_kernels.grad_cache import GradCache
+from python_tests import textbook
+
+RANKS, ROWS, WIDTH = 2, 10, 6  # rows of each rank
+EXACT = {"rtol": 1e-11, "atol": 1e-14}
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or not dist.is_available(), reason="needs gloo"
+)
+
+
+def encoder():
+    return nn.Sequential(nn.Linear(WIDTH, 12), nn.Tanh(), nn.Linear(12, 5)).double()
+
+
+class AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(RANKS)]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        dist.all_reduce(grad)
+        return grad[dist.get_rank() * ROWS :][:ROWS]
+
+
+class Loss(nn.Module):
+    """InfoNCE on the embeddings of all ranks, with a learned temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x, y):
+        x, y = AllGather.apply(x), AllGather.apply(y)
+        return textbook.info_nce(x, y, temperature=self.temperature)
+
+
+class Centred(nn.Module):
+    """Subtracts a running mean: its embeddings depend on its buffer, that on all it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = encoder()
+        self.register_buffer("center", torch.zeros(WIDTH, dtype=torch.float64))
+
+    def forward(self, x):
+        self.center.mul_(0.5).add_(0.5 * x.mean(0))
+        return self.encoder(x - self.center)
+
+
+def data(rank):
+    """This rank's rows, and those of all ranks."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, RANKS * ROWS, WIDTH, dtype=torch.float64, generator=generator)
+    mine = slice(rank * ROWS, (rank + 1) * ROWS)
+    return (x[mine], y[mine]), (x, y)
+
+
+def whole_batch(encoders, loss, inputs):
+    """Gradients of one process that holds all the rows."""
+    encoders, loss = copy.deepcopy((encoders, loss))
+    x, y = (f(x) for f, x in zip(encoders, inputs, strict=True))
+    textbook.info_nce(x, y, temperature=loss.temperature).backward()
+    return [p.grad for module in (*dict.fromkeys(encoders), loss) for p in module.parameters()]
+
+
+def reductions(ddp):
+    """Grows by one name whenever a bucket of gradients is reduced."""
+    counted = []
+
+    def hook(_, bucket):
+        counted.append(bucket.index())
+        work = dist.all_reduce(bucket.buffer().div_(RANKS), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    ddp.register_comm_hook(None, hook)
+    return counted
+
+
+def check_gradients(modules, expected):
+    got = [p.grad for module in modules for p in module.parameters()]
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+def shared_encoder(rank):
+    """Ranks need not have the same number of chunks."""
+    mine, everything = data(rank)
+    module, loss = encoder(), Loss()
+    expected = whole_batch([module, module], loss, everything)
+    ddp, ddp_loss = DDP(module), DDP(loss)
+    counted = reductions(ddp)
+    GradCache(ddp, ddp_loss, chunk_size=3 + 2 * rank)(*mine)
+    check_gradients([ddp, ddp_loss], expected)
+    assert len(counted) == 1
+
+
+def two_encoders(rank):
+    """One in DDP, one that holds DDP."""
+    mine, everything = data(rank)
+    modules, loss = [encoder(), encoder()], Loss()
+    expected = whole_batch(modules, loss, everything)
+    first, second = DDP(modules[0]), nn.Sequential(DDP(modules[1]), nn.Identity())
+    counted = reductions(first), reductions(second[0])
+    GradCache([first, second], DDP(loss), chunk_size=4)(*mine)
+    check_gradients([first, second, loss], expected)
+    assert [len(c) for c in counted] == [1, 1]
+
+
+def accumulation(rank):
+    mine, everything = data(rank)
+    module, loss = encoder(), Loss()
+    expected = whole_batch([module, module], loss, everything)
+    ddp, ddp_loss = DDP(module), DDP(loss)
+    counted = reductions(ddp)
+    cache = GradCache(ddp, ddp_loss, chunk_size=4, accumulation_steps=2)
+    with ddp.no_sync(), ddp_loss.no_sync():
+        cache(*mine)
+    assert len(counted) == 0
+    cache(*mine)
+    assert len(counted) == 1
+    check_gradients([ddp, ddp_loss], expected)  # twice the same batch, each counted half
+
+
+def detached_side(rank):
+    """The last chunk that has a gradient is not the last chunk."""
+    mine, everything = data(rank)
+    module, loss = encoder(), Loss()
+    single, (x, y) = copy.deepcopy(module), everything
+    textbook.info_nce(single(x), single(y).detach(), temperature=0.3).backward()
+    ddp = DDP(module)
+    counted = reductions(ddp)
+    for _ in range(2):
+        ddp.zero_grad()
+        GradCache(ddp, lambda x, y: loss(x, y.detach()), chunk_size=4)(*mine)
+    check_gradients([ddp], [p.grad for p in single.parameters()])
+    assert len(counted) == 2
+
+
+def buffers(rank):
+    """Both encodings begin with the buffers of the first rank, which DDP broadcasts."""
+    (x, y), _ = data(rank)
+    ddp, loss = DDP(Centred()), Loss()
+    cache = GradCache(ddp, loss, chunk_size=5)
+    cache(x, y)
+    twin = copy.deepcopy(ddp.module)
+    dist.broadcast(twin.center, src=0)
+    ddp.zero_grad()
+    twin.zero_grad()
+    cache(y, x)
+    embeddings = [torch.cat([twin(part) for part in side.split(5)]) for side in (y, x)]
+    loss(*embeddings).backward()
+    for p in twin.parameters():
+        dist.all_reduce(p.grad.div_(RANKS))
+    check_gradients([ddp], [p.grad for p in twin.parameters()])
+    torch.testing.assert_close(ddp.module.center, twin.center, **EXACT)
+
+
+def static_graph(rank):
+    mine, _ = data(rank)
+    with pytest.raises(ValueError, match=r"encoders\[0\]: expected .* without static_graph"):
+        GradCache(DDP(encoder(), static_graph=True), Loss(), chunk_size=4)(*mine)
+
+
+SCENARIOS = [shared_encoder, two_encoders, accumulation, detached_side, buffers, static_graph]
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
+    for scenario in SCENARIOS:
+        torch.manual_seed(0)
+        scenario(rank)
+        dist.barrier()
+        (folder / f"{scenario.__name__}-{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ddp(tmp_path):
+    torch.multiprocessing.spawn(process, (tmp_path,), nprocs=RANKS)
+    assert len(list(tmp_path.glob("*-*"))) == RANKS * len(SCENARIOS)
