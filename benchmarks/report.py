@@ -1,8 +1,7 @@
 """From pytest-benchmark's JSON to our summary, and from the summary to tables.
 
 ``python -m benchmarks.report`` prints the tables of every summary under ``benchmarks/results/``;
-``--markdown`` the brief ones that the README quotes; ``--into README.md`` writes these
-between that file's markers, so that it quotes what was committed.
+``--markdown`` the brief ones that the README quotes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from benchmarks.neighbours import DISTURBED
 from benchmarks.timing import LEAST_PAIRS, compare
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def summarise(raw: dict[str, Any]) -> dict[str, Any]:
@@ -189,28 +187,14 @@ def committed() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/summary.json"))]
 
 
-def insert(document: str, tables: str) -> str:
-    """The document with what stands between its markers replaced."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected the lines {BEGIN} and {END} in the document")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="the brief tables for a README")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="write them into this file")
     options = parser.parse_args()
-    brief = options.markdown or options.into is not None
-    tables = "\n\n".join(report(summary, brief) for summary in committed())
+    tables = "\n\n".join(report(summary, options.markdown) for summary in committed())
     if not tables:
         parser.error(f"no results under {RESULTS}: run python -m benchmarks first")
-    if options.into:
-        options.into.write_text(insert(options.into.read_text(), tables))
-    else:
-        print(tables)
+    print(tables)
 
 
 if __name__ == "__main__":

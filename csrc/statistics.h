@@ -3,11 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#ifdef __CUDACC__
-#define CL_HOST_DEVICE __host__ __device__
-#else
-#define CL_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace cl {
 

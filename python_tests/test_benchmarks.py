@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import contestants, memory, plots, report, timing
+from benchmarks import contestants, memory, plots, readme, report, timing
 from benchmarks.cases import GOALS, NAMES, Case, memory_cases, time_cases
 from benchmarks.neighbours import Neighbours
 
@@ -174,12 +174,13 @@ def test_summary_and_tables():
 
 
 def test_tables_go_between_the_markers():
-    document = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
-    once = report.insert(document, "new")
-    assert once == f"a\n{report.BEGIN}\n\nnew\n\n{report.END}\nb\n"
-    assert report.insert(once, "new") == once
+    begin, end = readme.markers("search")
+    document = f"a\n{begin}\nold\n{end}\nb\n"
+    once = readme.insert(document, "search", "new")
+    assert once == f"a\n{begin}\n\nnew\n\n{end}\nb\n"
+    assert readme.insert(once, "search", "new") == once
     with pytest.raises(ValueError, match="expected the lines"):
-        report.insert("no markers", "new")
+        readme.insert("no markers", "search", "new")
 
 
 def test_plots_are_drawn_for_what_there_is(tmp_path):

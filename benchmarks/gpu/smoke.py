@@ -1,4 +1,4 @@
-"""Every primitive and loss once, forward and backward, at small sizes: for compute-sanitizer."""
+"""Everything once, forward and backward, at small sizes: for compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import cl_kernels
 from cl_kernels import PairFilter
+from cl_kernels._dispatch import reason_against
 
 
 def rows(count: int, width: int, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -40,6 +41,20 @@ def losses(batch: int, width: int, dtype: torch.dtype, device: str) -> None:
     assert x.grad is not None and bool(x.grad.isfinite().all())
 
 
+def searches(M: int, N: int, k: int, dtype: torch.dtype, device: str, backend: str | None) -> None:
+    query, key = rows(M, 24, dtype, device), rows(N, 24, dtype, device)
+    labels = torch.arange(max(M, N), device=device) % 7
+    options = {
+        "where": PairFilter(labels[:M], labels[:N], "different"),
+        "exclude": torch.randint(0, N, (M, 3), device=device),
+        "below": torch.full((M,), 0.9, device=device),
+    }
+    for filters in ({}, options):
+        found = cl_kernels.topk(query, key, k, backend=backend, **filters)
+        found.values.masked_fill(found.indices < 0, 0).sum().backward()
+    assert key.grad is not None and bool(key.grad.isfinite().all())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.smoke", description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -54,9 +69,14 @@ def main() -> None:
     primitives(70, 90, 64, torch.bfloat16, device)
     torch.use_deterministic_algorithms(False)
     losses(96, 64, torch.bfloat16, device)
+    compiled = reason_against("native", device, torch.float32) is None
+    for backend in (None, *["native"] * compiled):
+        for M, N, k in ((3, 900, 10), (70, 3000, 10), (20, 2000, 300), (600, 700, 10)):
+            searches(M, N, k, torch.bfloat16, device, backend)
+        searches(4, 6000, 5000, torch.float32, device, backend)
     if device == "cuda":
         torch.cuda.synchronize()
-    print("every primitive and loss ran")
+    print("every primitive, loss and search ran")
 
 
 if __name__ == "__main__":

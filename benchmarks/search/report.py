@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from benchmarks.neighbours import DISTURBED
-from benchmarks.report import RESULTS, bytes_text, machine_line, seconds_text, table
+from benchmarks.report import bytes_text, machine_line, seconds_text, table
 from benchmarks.search.cases import FILTERED_LIMIT, GOALS, MEMORY_LIMIT, SearchCase
 from benchmarks.search.contestants import RIVALS
 from benchmarks.timing import compare
@@ -86,8 +85,3 @@ def report(summary: dict[str, Any]) -> str:
             "cores busy."
         )
     return "\n\n".join(parts)
-
-
-def committed() -> list[dict[str, Any]]:
-    """Every machine's full run."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/search.json"))]

@@ -47,6 +47,11 @@ class Filters {
     return verdict;
   }
 
+  bool keeps(int64_t i, int64_t j) const {
+    return std::all_of(filters_.begin(), filters_.end(),
+                       [&](const Filter& f) { return (f.query[i] == f.key[j]) == f.keep_same; });
+  }
+
   // Overwrites the dropped pairs of the tile at (i0, j0).
   template <class T>
   void drop(T* values, int64_t i0, int64_t m, int64_t j0, int64_t n, T fill) const {

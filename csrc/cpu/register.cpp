@@ -3,6 +3,7 @@
 
 #include "contrast.h"
 #include "tensors.h"
+#include "topk.h"
 #include "visits.h"
 
 namespace cl::cpu {
@@ -130,6 +131,23 @@ PairsContrast pair_contrast(const Tensor& query, const Tensor& key, const Tensor
   });
 }
 
+Found search(const Tensor& query, const Tensor& key, int64_t k, std::optional<Tensor> query_factor,
+             std::optional<Tensor> key_factor, std::vector<Tensor> query_ids,
+             std::vector<Tensor> key_ids, std::vector<bool> keep_same,
+             std::optional<Tensor> exclude_offsets, std::optional<Tensor> exclude_keys,
+             std::optional<Tensor> below, std::optional<Tensor> above) {
+  const SearchOptions search{query_factor, key_factor, exclude_offsets, exclude_keys, below, above};
+  return topk(query, key, k, search, {query_ids, key_ids, keep_same, query.scalar_type()});
+}
+
+Found select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
+  const int64_t rows = packed.size(0);
+  Tensor values = empty(packed, {rows, k}), indices = empty_indices({rows, k});
+  merge<float>({data<int64_t>(packed), data<int32_t>(counts), rows, packed.size(1), packed.size(2)},
+               k, mutable_data<float>(values), mutable_data<int64_t>(indices));
+  return {values, indices};
+}
+
 }  // namespace
 }  // namespace cl::cpu
 
@@ -143,4 +161,6 @@ STABLE_TORCH_LIBRARY_IMPL(cl_kernels, CPU, m) {
   m.impl("self_logsumexp_backward.native", TORCH_BOX(&cl::cpu::self_logsumexp_backward));
   m.impl("self_contrast.native", TORCH_BOX(&cl::cpu::self_contrast));
   m.impl("pair_contrast.native", TORCH_BOX(&cl::cpu::pair_contrast));
+  m.impl("topk.native", TORCH_BOX(&cl::cpu::search));
+  m.impl("select_topk.native", TORCH_BOX(&cl::cpu::select_topk));
 }

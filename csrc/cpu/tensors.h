@@ -1,4 +1,4 @@
-// New CPU tensors of the accumulation type.
+// New CPU tensors: of the accumulation type, and indices.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
@@ -9,16 +9,22 @@
 namespace cl::cpu {
 
 // By the C shim: torch::stable's functions look the operator up by name at every call.
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
+inline Tensor empty_of(int32_t dtype, const std::vector<int64_t>& size) {
   std::vector<int64_t> strides(size.size(), 1);
   for (size_t d = size.size(); d-- > 1;) strides[d - 1] = strides[d] * size[d];
-  const bool is_double = accumulator(like) == ScalarType::Double;
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(size.size(), size.data(), strides.data(),
-                               is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                               aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      size.size(), size.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
+  const bool is_double = accumulator(like) == ScalarType::Double;
+  return empty_of(is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), size);
+}
+
+inline Tensor empty_indices(const std::vector<int64_t>& size) {
+  return empty_of(aoti_torch_dtype_int64(), size);
 }
 
 inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {

@@ -4,6 +4,17 @@
 
 namespace cl::cpu {
 
+constexpr int kStrip = 64;  // columns of a tile that is searched
+
+// Which scores of a row are wanted: those s * factor that are better than (floor, floor_index),
+// where of equal scores the one at the smaller index is better, and not ceiling or more. A ceiling
+// of NaN is none.
+template <class T>
+struct Wanted {
+  T factor, floor, ceiling;
+  int64_t floor_index;
+};
+
 // Tiles are row-major [m, n]. Logits are scale * s with scale >= 0; a dropped pair has s = -inf.
 template <class T>
 struct TileKernels {
@@ -61,6 +72,12 @@ struct TileKernels {
 
   // Whether every number is finite.
   bool (*all_finite)(const T* x, int64_t count);
+
+  // Writes the scores s[i, j] * col_factor[j] * factor[i] of a tile [m, kStrip] that are wanted,
+  // and a few more that equal a row's floor, with their positions i * kStrip + j; returns how many.
+  // Column j is key first + j. Both buffers have a place for every element.
+  int64_t (*find)(const T* s, int64_t m, const T* col_factor, int64_t first, const Wanted<T>* rows,
+                  T* scores, int32_t* positions);
 };
 
 // The best set that this machine has, or the one that CL_KERNELS_ISA names (avx512, avx2,

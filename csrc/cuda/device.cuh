@@ -15,8 +15,6 @@ constexpr int kMostBlocks = 32768;  // of a grid whose blocks stride over the re
 template <class T>
 constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
 
-inline int64_t divided(int64_t count, int64_t part) { return (count + part - 1) / part; }
-
 inline unsigned capped(int64_t blocks) { return std::min<int64_t>(blocks, kMostBlocks); }
 
 template <class... Parameters, class... Arguments>

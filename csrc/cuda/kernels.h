@@ -11,6 +11,8 @@ namespace cl::cuda {
 
 using torch::headeronly::ScalarType;
 
+inline int64_t divided(int64_t count, int64_t part) { return (count + part - 1) / part; }
+
 constexpr int kMostFilters = 2;
 
 struct Filters {

@@ -2,11 +2,13 @@
 // and checks are in Python (cl_kernels/_ops.py). Compiled, not yet run on a GPU.
 //
 // Products are torch's own float32 (float64) ones, of embeddings rounded to the compute dtype:
-// torch.backends.cuda.matmul.allow_tf32 holds for them too.
+// torch.backends.cuda.matmul.allow_tf32 holds for them too. Only topk multiplies half types as they
+// are.
 #include <torch/csrc/stable/accelerator.h>
 
 #include <tuple>
 
+#include "topk.h"
 #include "visits.h"
 
 namespace cl::cuda {
@@ -113,6 +115,39 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
   return {grad_x, grad_scale};
 }
 
+using TopK = std::tuple<Tensor, Tensor>;
+
+TopK topk(const Tensor& query, const Tensor& key, int64_t k, std::optional<Tensor> query_factor,
+          std::optional<Tensor> key_factor, std::vector<Tensor> query_ids,
+          std::vector<Tensor> key_ids, std::vector<bool> keep_same,
+          std::optional<Tensor> exclude_offsets, std::optional<Tensor> exclude_keys,
+          std::optional<Tensor> below, std::optional<Tensor> above) {
+  const DeviceGuard guard(query.get_device_index());
+  Tensor values = empty(query, {query.size(0), k});
+  Tensor indices = torch::stable::new_empty(query, {query.size(0), k}, ScalarType::Long);
+  by_accumulator(query, [&]<class T>(T) {
+    const Search<T> search{
+        optional_data<T>(query_factor),
+        optional_data<T>(key_factor),
+        optional_data<T>(below),
+        optional_data<T>(above),
+        filters(Options{query_ids, key_ids, keep_same, query.scalar_type()}),
+        optional_data<int64_t>(exclude_offsets),
+        optional_data<int64_t>(exclude_keys),
+    };
+    find_best<T>(query, key, search, {mutable_data<T>(values), mutable_data<int64_t>(indices), k});
+  });
+  return {values, indices};
+}
+
+TopK select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
+  const DeviceGuard guard(packed.get_device_index());
+  Tensor values = torch::stable::new_empty(packed, {packed.size(0), k}, ScalarType::Float);
+  Tensor indices = torch::stable::new_empty(packed, {packed.size(0), k}, ScalarType::Long);
+  select_best(packed, counts, {mutable_data<float>(values), mutable_data<int64_t>(indices), k});
+  return {values, indices};
+}
+
 }  // namespace
 }  // namespace cl::cuda
 
@@ -124,4 +159,6 @@ STABLE_TORCH_LIBRARY_IMPL(cl_kernels, CUDA, m) {
   m.impl("row_col_logsumexp_backward.native", TORCH_BOX(&cl::cuda::row_col_logsumexp_backward));
   m.impl("self_logsumexp.native", TORCH_BOX(&cl::cuda::self_logsumexp));
   m.impl("self_logsumexp_backward.native", TORCH_BOX(&cl::cuda::self_logsumexp_backward));
+  m.impl("topk.native", TORCH_BOX(&cl::cuda::topk));
+  m.impl("select_topk.native", TORCH_BOX(&cl::cuda::select_topk));
 }

@@ -27,6 +27,19 @@ inline std::vector<Range> split(int64_t count, int64_t part) {
   return result;
 }
 
+inline Filters filters(const Options& options) {
+  Filters result;
+  STD_TORCH_CHECK(options.keep_same.size() <= kMostFilters, "cl_kernels: at most ", kMostFilters,
+                  " filters");
+  for (const bool keep_same : options.keep_same) {
+    const int f = result.count++;
+    result.query_ids[f] = data<int64_t>(options.query_ids[f]);
+    result.key_ids[f] = data<int64_t>(options.key_ids[f]);
+    result.keep_same[f] = keep_same;
+  }
+  return result;
+}
+
 // A borrowed matrix on x's device, with any strides.
 template <class T>
 Tensor borrow(const Tensor& x, const T* first, std::array<int64_t, 2> sizes,
@@ -130,19 +143,6 @@ class Slabs {
     key_ranges_ = split(keys, width);
     buffer_ = scratch({std::min(height, query_.rows()) * width});
     problem_ = {data<T>(scale), query_.nonfinite(), this->key().nonfinite(), filters(options)};
-  }
-
-  static Filters filters(const Options& options) {
-    Filters result;
-    STD_TORCH_CHECK(options.keep_same.size() <= kMostFilters, "cl_kernels: at most ", kMostFilters,
-                    " filters");
-    for (const bool keep_same : options.keep_same) {
-      const int f = result.count++;
-      result.query_ids[f] = data<int64_t>(options.query_ids[f]);
-      result.key_ids[f] = data<int64_t>(options.key_ids[f]);
-      result.keep_same[f] = keep_same;
-    }
-    return result;
   }
 
   Tensor matrix(const Slab<T>& slab) const {

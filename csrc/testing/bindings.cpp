@@ -82,6 +82,26 @@ void check_length(const Array<T>& x, int64_t count) {
   check(x.ndim() == 1 && x.size() == count, "expected one number per row or column");
 }
 
+// (row, column, score) of every wanted element, in the order found.
+template <class T>
+py::list find_wanted(const TileKernels<T>& kernels, const Array<T>& s, const Array<T>& col_factor,
+                     int64_t first, const std::vector<std::tuple<T, T, T, int64_t>>& rows) {
+  check(s.ndim() == 2 && s.shape(1) == kStrip, "expected rows of kStrip");
+  check_length(col_factor, kStrip);
+  check(static_cast<py::ssize_t>(rows.size()) == s.shape(0), "expected one entry per row");
+  std::vector<Wanted<T>> wanted;
+  for (const auto& [factor, floor, ceiling, floor_index] : rows)
+    wanted.push_back({factor, floor, ceiling, floor_index});
+  std::vector<T> scores(s.size());
+  std::vector<int32_t> positions(s.size());
+  const int64_t count = kernels.find(s.data(), s.shape(0), col_factor.data(), first, wanted.data(),
+                                     scores.data(), positions.data());
+  py::list result;
+  for (int64_t f = 0; f < count; ++f)
+    result.append(py::make_tuple(positions[f] / kStrip, positions[f] % kStrip, scores[f]));
+  return result;
+}
+
 template <class T>
 void bind_kernels(py::module_& m, const char* name) {
   using Kernels = TileKernels<T>;
@@ -202,6 +222,7 @@ void bind_kernels(py::module_& m, const char* name) {
     const T inner = kernels.scale_and_dot(rows.data(), result.mutable_data(), x.size(), scale);
     return py::make_tuple(result, inner);
   });
+  type.def("find", &find_wanted<T>);
   type.def("all_finite", [](const Kernels& kernels, const A& x) {
     return kernels.all_finite(x.data(), x.size());
   });
@@ -237,6 +258,9 @@ py::list tiles(const Schedule& schedule) {
 }
 
 }  // namespace
+
+void bind_selection(py::module_& m);  // selection.cpp
+
 }  // namespace cl::cpu
 
 PYBIND11_MODULE(cl_testing, m) {
@@ -245,6 +269,7 @@ PYBIND11_MODULE(cl_testing, m) {
   bind_kernels<double>(m, "TileKernels64");
   bind_statistics<float>(m, "RunningLogSumExp32");
   bind_statistics<double>(m, "RunningLogSumExp64");
+  bind_selection(m);
   m.def("tournament", [](int64_t blocks) { return tiles(Tournament(blocks)); });
   m.def("latin_square", [](int64_t rows, int64_t cols) { return tiles(LatinSquare(rows, cols)); });
 }
