@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 # Only where torch brought no Triton of its own: its CPU builds. Tests interpret and compile with it.
 TRITON := triton==3.9.0
 
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 INSTALLED := $(VENV)/.installed
 NATIVE := cl_kernels/_cpu.so
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
@@ -38,11 +39,11 @@ demo: build  ## train SimCLR on handwritten digits and print the report
 	$(BIN)/python -m examples.simclr $(ARGS)
 
 sbert: build  ## train a text encoder to find code by its description, in stages
-	$(BIN)/python -m examples.sbert $(ARGS)
+	$(BIN)/python -m examples.sbert train $(ARGS)
 
 test: build  ## run the test suite; the GPU kernels under Triton's interpreter
-	$(BIN)/python -m pytest --ignore=python_tests/triton $(ARGS)
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest python_tests/triton $(ARGS) \
+	$(PYTEST) --ignore=python_tests/triton $(ARGS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) python_tests/triton $(ARGS) \
 		|| test $$? -eq 5 -a -n "$(ARGS)"  # 5: ARGS select none of these
 
 soak: build  ## kill training at random moments, resume it, compare the weights bit by bit

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import measure, report, stages
-from benchmarks.gpu.cases import GOALS, HUGE, SMALL, GpuCase
+from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
 from benchmarks.gpu.stages import Stage
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,7 @@ def test_dry_run(tmp_path):
         "memcheck": "left out of a dry run",
         "racecheck": "left out of a dry run",
         "measure goals": "passed",
+        "measure topk": "passed",
         "measure small": "passed",
         "measure huge": "passed",
     }
@@ -53,6 +54,7 @@ def test_dry_run(tmp_path):
     assert {who for _, who in measured} >= {"ours", "eager", "product", "compiled"}
     assert all(e["seconds"] > 0 for e in measured.values())
     assert "| info_nce, deterministic | 96" in done.stdout
+    assert "| topk, 5 of 96 " in done.stdout and "| topk_filtered, 5 of 96 " in done.stdout
     assert "Not installed here" in done.stdout
 
 
@@ -101,6 +103,10 @@ def test_cases_are_those_of_the_goals():
     forward = {c.width: c.product_flop / c.goal / 1e12 for c in GOALS if c.forward_only}
     assert forward == pytest.approx({512: 650, 768: 690, 1024: 710})
     assert HUGE.rows == 1_048_576
+    searches = {(c.rows, c.keys, c.width, c.k): c.goal for c in SEARCHES if c.name == "topk"}
+    assert searches[16384, 100_000, 128, 10] == 1.1e-3
+    assert searches[8192, 65536, 256, 16] == 0.75e-3
+    assert searches[1000, 10**6, 768, 10] == 3.6e-3
     assert {c.rows for c in SMALL if c.name == "clip"} == {64, 256, 1024, 4096}
     assert {c.rows for c in SMALL if c.name == "nt_xent"} == {128, 512, 2048, 8192}
 

@@ -40,7 +40,8 @@ def test_no_configuration_spills_or_misses_its_matrix_instruction(compiled, arch
 
 @pytest.mark.slow
 def test_predictions_are_within_what_a_gpu_can_do(compiled):
-    tiles = {c.label: c.tile for c in compiled[90] if c.needs_matrix}
+    products = [c for c in compiled[90] if c.needs_matrix and "topk" not in c.label]
+    tiles = {c.label: c.tile for c in products}
     assert tiles and all(tiles.values()), [label for label, tile in tiles.items() if not tile]
     for label, tile in tiles.items():
         # Every product was found in the machine code; both halves of a program may make the same.

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 GB = 10**9
+WORKSPACE = 64 * 10**6  # bytes beyond results that a search may take
 
 
 class GpuCase(NamedTuple):
-    """A loss, or a primitive's forward pass, of a rows x rows similarity matrix, in bfloat16."""
+    """A loss, or a primitive's forward pass, of a rows x rows similarity matrix, in bfloat16.
+
+    "topk" finds the ``k`` best of ``keys`` keys for each row; so does "topk_filtered", with a
+    ceiling, 64 excluded keys and a label for each row.
+    """
 
     name: str
     rows: int
@@ -16,28 +21,44 @@ class GpuCase(NamedTuple):
     goal: float | None = None  # seconds
     goal_bytes: float | None = None  # beyond inputs and gradients
     deterministic: bool = False
+    keys: int = 0
+    k: int = 0
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.rows}x{self.width}" + "-deterministic" * self.deterministic
+        size = f"{self.rows}x{self.width}" + f"-k{self.k}of{self.keys}" * self.is_search
+        return f"{self.name}-{size}" + "-deterministic" * self.deterministic
+
+    @property
+    def title(self) -> str:
+        search = f", {self.k} of {self.keys}" if self.is_search else ""
+        return self.name + search + ", deterministic" * self.deterministic
+
+    @property
+    def is_search(self) -> bool:
+        return self.k > 0
 
     @property
     def forward_only(self) -> bool:
-        return self.name.endswith("logsumexp")
+        return self.is_search or self.name.endswith("logsumexp")
 
     @property
     def product_flop(self) -> float:
-        """Of one rows x rows product."""
-        return 2.0 * self.rows**2 * self.width
+        """Of one product of all pairs."""
+        return 2.0 * self.rows * (self.keys or self.rows) * self.width
 
     @property
     def matrix_bytes(self) -> int:
         """The similarity matrix in bfloat16."""
-        return 2 * self.rows**2
+        return 2 * self.rows * (self.keys or self.rows)
 
 
 def _forward(width: int, teraflops: float) -> GpuCase:
     case = GpuCase("row_logsumexp", 65536, width)
     return case._replace(goal=case.product_flop / teraflops / 1e12)
+
+
+def _search(rows: int, keys: int, width: int, k: int, goal: float | None = None) -> GpuCase:
+    return GpuCase("topk", rows, width, goal, WORKSPACE if goal else None, keys=keys, k=k)
 
 
 # In order of interest: what time is left for is measured. Goals are those for one H100.
@@ -48,6 +69,19 @@ GOALS = (
     _forward(512, 650),
     _forward(768, 690),
     _forward(1024, 710),
+)
+# The third goal was set for float16; bfloat16 takes the same time.
+SEARCHES = (
+    _search(16384, 100_000, 128, 10, 1.1e-3),
+    _search(8192, 65536, 256, 16, 0.75e-3),
+    _search(1000, 1_000_000, 768, 10, 3.6e-3),
+    _search(16384, 100_000, 128, 1, 0.95e-3),
+    _search(16384, 100_000, 128, 32, 1.2e-3),
+    _search(16384, 100_000, 128, 10, 1.1 * 1.1e-3)._replace(name="topk_filtered"),
+    _search(4096, 100_000, 384, 1000),
+    _search(4096, 100_000, 384, 4096),
+    _search(64, 2048, 128, 10),
+    _search(1024, 8192, 768, 10),
 )
 HUGE = GpuCase("clip", 2**20, 512, goal=8.5, goal_bytes=12 * GB)
 
@@ -68,6 +102,10 @@ TINY = {
         GpuCase("row_logsumexp", 96, 48, goal=1.0),
     ),
     "huge": (GpuCase("clip", 128, 48, goal=1.0),),
+    "topk": (
+        _search(48, 96, 16, 5, 1.0),
+        _search(48, 96, 16, 5, 1.0)._replace(name="topk_filtered"),
+    ),
     "small": (GpuCase("nt_xent", 64, 16), GpuCase("info_nce", 32, 16), GpuCase("clip", 32, 16)),
 }
-SUITES = {"goals": GOALS, "small": SMALL, "huge": (HUGE,)}
+SUITES = {"goals": GOALS, "topk": SEARCHES, "small": SMALL, "huge": (HUGE,)}

@@ -1,4 +1,5 @@
-"""Who is measured on a GPU; each is one forward and backward pass, ready to be called.
+"""Who is measured on a GPU; each is one forward and backward pass, ready to be called, or one
+search for the best keys.
 
 "ours" and "eager" are those of the CPU benchmarks. Other packages are measured where they are
 installed. Those that know one direction only serve CLIP with two calls.
@@ -34,7 +35,8 @@ def make_inputs(case: GpuCase, device: str) -> list[Tensor]:
     rows = case.rows // 2 if case.name == "nt_xent" else case.rows
     count = 1 if case.name == "self_logsumexp" else 2
     shape = rows, case.width
-    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(count)]
+    shapes = [shape, (case.keys, case.width)] if case.is_search else [shape] * count
+    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16) for shape in shapes]
     for x in inputs:
         # In place and in parts: the largest case must not need room for float32 copies.
         for part in x.split(65536):
@@ -52,7 +54,32 @@ def _passes(case: GpuCase, loss: Callable[..., Any], inputs: list[Tensor]) -> St
     return step
 
 
+def filters(case: GpuCase, inputs: list[Tensor]) -> dict[str, Any]:
+    """A label in 1000 dropped, 64 keys excluded, and a ceiling that few pairs reach: a row each."""
+    import cl_kernels
+
+    device = inputs[0].device
+    row_labels, key_labels = (torch.arange(n, device=device) % 1000 for n in (case.rows, case.keys))
+    excluded = min(64, case.keys)
+    first = torch.randint(case.keys - excluded + 1, (case.rows, 1), device=device)
+    return {
+        "where": cl_kernels.PairFilter(row_labels, key_labels, "different"),
+        "exclude": first + torch.arange(excluded, device=device),
+        "below": torch.full((case.rows,), 0.4, device=device),
+    }
+
+
+def our_search(case: GpuCase, inputs: list[Tensor]) -> Step:
+    import cl_kernels
+
+    query, key = inputs
+    options = filters(case, inputs) if case.name == "topk_filtered" else {}
+    return lambda: cl_kernels.topk(query, key, case.k, normalize=False, **options)
+
+
 def ours(case: GpuCase, inputs: list[Tensor]) -> Step:
+    if case.is_search:
+        return our_search(case, inputs)
     if case.forward_only:
         import cl_kernels
 
@@ -71,6 +98,9 @@ def _eager_loss(case: GpuCase) -> Callable[..., Any]:
 
 
 def eager_torch(case: GpuCase, inputs: list[Tensor]) -> Step:
+    if case.is_search:
+        query, key = inputs
+        return lambda: (query @ key.T).topk(min(case.k, case.keys), dim=1)
     return _passes(case, _eager_loss(case), inputs)
 
 

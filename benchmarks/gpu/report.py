@@ -45,9 +45,8 @@ def goals_table(document: dict[str, Any]) -> str:
         if "seconds" in ours:
             of_goal = f"{ours['seconds'] / case.goal:.2f}" if case.goal else ""
             rate = f"{case.product_flop / ours['seconds'] / 1e12:.0f}" if case.forward_only else ""
-        name = case.name + ", deterministic" * case.deterministic
         rows.append([
-            name, str(case.rows), str(case.width), _time(ours or None),
+            case.title, str(case.rows), str(case.width), _time(ours or None),
             seconds_text(case.goal) if case.goal else "", of_goal, rate,
             *(_time(entries.get(who)) for who in ("eager", *rivals, "product")),
             _memory(ours), _memory(entries.get("eager")),
@@ -72,8 +71,8 @@ def small_table(document: dict[str, Any]) -> str:
 
 
 def report(folder: Path) -> str:
-    small, goals, huge = (load(folder, suite) for suite in ("small", "goals", "huge"))
-    goals["measured"] = goals["measured"] + huge["measured"]
+    small, goals, topk, huge = (load(folder, s) for s in ("small", "goals", "topk", "huge"))
+    goals["measured"] = goals["measured"] + topk["measured"] + huge["measured"]
     parts = [small_table(small), goals_table(goals)]
     if missing := goals.get("not installed"):
         parts.append(f"Not installed here, so not measured: {', '.join(missing)}")

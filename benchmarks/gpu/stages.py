@@ -93,7 +93,8 @@ def stages(arch: str, folder: Path, commit: str) -> list[Stage]:
         # Before the sanitizer, so that it finds the kernels compiled.
         Stage("smoke", 60, module("benchmarks.gpu.smoke"), CUBLAS),
         test_stage(),
-        measure_stage("goals", 140, folder, commit),
+        measure_stage("goals", 100, folder, commit),
+        measure_stage("topk", 55, folder, commit),
         sanitizer_stage("memcheck"),
         sanitizer_stage("racecheck"),
         measure_stage("small", 90, folder, commit),
@@ -105,7 +106,7 @@ def dry_stages(folder: Path, commit: str) -> list[Stage]:
     """The same on CPU tensors of tiny sizes: what is built and sanitized on a GPU is left out."""
     suites = (
         measure_stage(suite, 120, folder, commit, "--dry-run")
-        for suite in ("goals", "small", "huge")
+        for suite in ("goals", "topk", "small", "huge")
     )
     left_out = "left out of a dry run"
     smoke = module("benchmarks.gpu.smoke", "--device", "cpu")

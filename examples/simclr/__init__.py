@@ -1,7 +1,1 @@
-"""SimCLR (Chen et al. 2020, arXiv:2002.05709) trained with ``cl_kernels.NTXentLoss``."""
-
-import os
-
-# OpenMP reads it once, when torch is loaded. Threads that spin while they wait take the cores from
-# those they wait for as soon as anything else runs on the machine: steps were 10 times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709) trained with ``cl_kernels.nt_xent``."""

@@ -10,7 +10,8 @@ BLUR_FROM = 64  # pixels a side; on smaller images the paper leaves the blur out
 
 def make_augmentation(data: str, image_size: int) -> nn.Module:
     """A module that maps images [N, C, H, W] in [0, 1] to views of the same shape."""
-    return nn.Sequential(*(_pen_strokes() if data == "digits" else _natural(image_size)))
+    views = {"digits": _pen_strokes, "glyphs": _print}.get(data)
+    return nn.Sequential(*(views() if views else _natural(image_size)))
 
 
 def _pen_strokes() -> Sequence[nn.Module]:
@@ -27,6 +28,11 @@ def _pen_strokes() -> Sequence[nn.Module]:
         K.RandomGaussianNoise(std=0.2, p=0.5),
         K.RandomErasing(scale=(0.02, 0.25), ratio=(0.5, 2.0), p=0.5),
     ]
+
+
+def _print() -> Sequence[nn.Module]:
+    """The fonts differ enough: a little of place, size and slant."""
+    return [K.RandomAffine(degrees=5.0, translate=(0.05, 0.05), scale=(0.9, 1.1), shear=5.0, p=1.0)]
 
 
 def _natural(image_size: int) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from examples.simclr.glyphs import render
+from examples.simclr.vision import import_torchvision
+
 SPLIT_SEED = 0  # the split is the same in every run, whatever the run's own seed
 DIGITS_HELDOUT = 500
-FOLDER_HELDOUT = 0.2
+GLYPHS_SMALLEST = 12
+FOLDER_HELDOUT = GLYPHS_HELDOUT = 0.2
 
 
 class DataError(Exception):
@@ -26,6 +31,10 @@ class Images(NamedTuple):
     heldout: Tensor
     heldout_labels: Tensor  # [N] int64
     classes: list[str]
+    # Where two views are two images: those of one group show the same thing, in other fonts.
+    train_groups: Tensor | None = None  # [N] int64
+    heldout_fonts: Tensor | None = None  # [N] int64
+    fonts: tuple[str, ...] = ()
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -37,8 +46,8 @@ def load(name: str, root: Path | None, image_size: int, *, download: bool = Fals
     """Reads the data set called ``name`` into memory, split the same way each time.
 
     Args:
-        name: ``digits``, ``cifar10``, ``stl10`` or ``folder``.
-        root: Where the data lie; not needed for the digits.
+        name: ``digits``, ``glyphs``, ``cifar10``, ``stl10`` or ``folder``.
+        root: Where the data lie; not needed for digits and glyphs.
         image_size: Pixels a side.
         download: Let torchvision fetch CIFAR-10 or STL-10 where they are missing.
 
@@ -47,6 +56,8 @@ def load(name: str, root: Path | None, image_size: int, *, download: bool = Fals
     """
     if name == "digits":
         images = _digits(image_size)
+    elif name == "glyphs":
+        images = _glyphs(image_size)
     elif root is None:
         raise DataError(f"--data {name} needs --root PATH, the folder that holds the images")
     elif name == "folder":
@@ -72,6 +83,30 @@ def _digits(image_size: int) -> Images:
     return Images(pixels[train], pixels[heldout], labels[heldout], [str(i) for i in range(10)])
 
 
+def _glyphs(image_size: int) -> Images:
+    """Held-out characters: training sees none of them in any font."""
+    if image_size < GLYPHS_SMALLEST:
+        raise DataError(
+            f"glyphs take {GLYPHS_SMALLEST} pixels or more; got image_size {image_size}"
+        )
+    glyphs = render(image_size)
+    classes = np.unique(glyphs.labels)
+    _, heldout = train_test_split(classes, test_size=GLYPHS_HELDOUT, random_state=SPLIT_SEED)
+    is_heldout = np.isin(glyphs.labels, heldout)
+    train, test = np.flatnonzero(~is_heldout), np.flatnonzero(is_heldout)
+    pixels = torch.from_numpy(glyphs.pixels)[:, None]
+    names, labels = np.unique(glyphs.labels[test], return_inverse=True)
+    return Images(
+        pixels[train],
+        pixels[test],
+        torch.from_numpy(labels),
+        [glyphs.names[label] for label in names],
+        train_groups=torch.from_numpy(glyphs.labels[train]),
+        heldout_fonts=torch.from_numpy(glyphs.fonts[test]),
+        fonts=glyphs.font_names,
+    )
+
+
 def _split(labels: np.ndarray, heldout: int | float) -> tuple[np.ndarray, np.ndarray]:
     """Disjoint indices, every class in both in the same proportion."""
     train, test = train_test_split(
@@ -80,15 +115,14 @@ def _split(labels: np.ndarray, heldout: int | float) -> tuple[np.ndarray, np.nda
     return np.sort(train), np.sort(test)
 
 
-def _torchvision() -> Any:
+def _torchvision() -> ModuleType:
     try:
-        import torchvision
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        return import_torchvision()
+    except ImportError as error:
         raise DataError(
             "this data set is read by torchvision, which cannot be imported "
             f"({error}); `pip install torchvision`, or use --data digits, which needs nothing"
         ) from error
-    return torchvision
 
 
 def _from_torchvision(name: str, root: Path, image_size: int, download: bool) -> Images:

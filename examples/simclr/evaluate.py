@@ -9,11 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from examples.simclr.data import as_float
+from cl_kernels.evaluation import knn_accuracy, label_relevance, retrieval_metrics
+from examples.simclr.data import Images, as_float
 from examples.simclr.model import SimCLR
 
 SHOTS = (1, 5)
 DRAWS = 20
+ACROSS_FONTS = ("mAP", "recall@1")  # what is scored where images differ by font
+NEIGHBOURS = 10  # that vote in the monitor
 
 
 class Score(NamedTuple):
@@ -37,9 +40,15 @@ def encode(model: SimCLR, images: Tensor, batch_size: int = 1024) -> Tensor:
     return torch.cat([model.encoder(as_float(batch.to(device))).cpu() for batch in batches])
 
 
-def evaluate(features: Tensor, labels: Tensor) -> dict[str, Score]:
-    """Retrieval and few-shot scores of ``features`` [N, F]; only directions count, not lengths."""
-    unit = F.normalize(features.flatten(1).float(), dim=1)
+def evaluate(features: Tensor, images: Images) -> dict[str, Score]:
+    """Scores of held-out ``features`` [N, F]; only directions count, not lengths.
+
+    Retrieval and few-shot probes; across fonts, where images differ by font.
+    """
+    unit, labels = F.normalize(features.flatten(1).float(), dim=1), images.heldout_labels
+    if images.heldout_fonts is not None:
+        across = font_retrieval(unit, labels, images.heldout_fonts)
+        return {metric: Score(float(table.nanmean())) for metric, table in across.items()}
     precision, recall = retrieval(unit, labels)
     scores = {"mAP": Score(precision), "recall@1": Score(recall)}
     for shots in SHOTS:
@@ -47,7 +56,7 @@ def evaluate(features: Tensor, labels: Tensor) -> dict[str, Score]:
     return scores
 
 
-def retrieval(unit: Tensor, labels: Tensor, chunk: int = 1024) -> tuple[float, float]:
+def retrieval(unit: Tensor, labels: Tensor) -> tuple[float, float]:
     """Mean average precision and recall@1, each image in turn the query for all others.
 
     Others are ranked by cosine; those of the query's label are relevant. A query without any
@@ -56,26 +65,38 @@ def retrieval(unit: Tensor, labels: Tensor, chunk: int = 1024) -> tuple[float, f
     Args:
         unit: Unit vectors, shape [N, F].
         labels: Shape [N].
-        chunk: Queries ranked at a time.
     """
-    total_precision = total_recall = 0.0
-    queries = 0
-    rank = torch.arange(1, len(unit))  # [N - 1]
-    for start in range(0, len(unit), chunk):
-        stop = min(start + chunk, len(unit))
-        cosine = unit[start:stop] @ unit.T  # [chunk, N]
-        cosine[torch.arange(stop - start), torch.arange(start, stop)] = -torch.inf
-        ranked = cosine.argsort(dim=1, descending=True, stable=True)[:, :-1]
-        relevant = (labels[ranked] == labels[start:stop, None]).float()  # [chunk, N - 1]
-        count = relevant.sum(1)
-        answerable = count > 0
-        precision = (relevant.cumsum(1) / rank * relevant).sum(1) / count
-        total_precision += precision[answerable].double().sum().item()
-        total_recall += relevant[answerable, 0].double().sum().item()
-        queries += int(answerable.sum())
-    if queries == 0:
-        raise ValueError("no two images share a label: nothing can be retrieved")
-    return total_precision / queries, total_recall / queries
+    relevant = label_relevance(labels, labels)
+    found = retrieval_metrics(unit, unit, relevant, at=(1,), exclude_self=True)
+    return found["map"], found["hit@1"]
+
+
+def font_retrieval(unit: Tensor, labels: Tensor, fonts: Tensor) -> dict[str, Tensor]:
+    """Tables of mAP and recall@1, [query font, gallery font]; NaN on the diagonal.
+
+    Every image of one font is a query for all images of the other.
+    """
+    count = int(fonts.max()) + 1
+    tables = {name: torch.full((count, count), torch.nan) for name in ACROSS_FONTS}
+    for gallery in range(count):
+        key, query = fonts == gallery, fonts != gallery
+        relevant = label_relevance(labels[query], labels[key])
+        found = retrieval_metrics(unit[query], unit[key], relevant, at=(1,)).per_query
+        for font in set(range(count)) - {gallery}:
+            of_font = fonts[query] == font
+            tables["mAP"][font, gallery] = found["map"][of_font].nanmean()
+            tables["recall@1"][font, gallery] = found["hit@1"][of_font].nanmean()
+    return tables
+
+
+def monitor(model: SimCLR, images: Images) -> dict[str, float]:
+    """What can be watched during training: k-NN and linear probe on held-out images."""
+    unit = F.normalize(encode(model, images.heldout), dim=1)
+    labels = images.heldout_labels
+    return {
+        "k-NN accuracy": knn_accuracy(unit, labels, k=NEIGHBOURS),
+        "linear probe": linear_probe(unit, labels, shots=max(SHOTS), draws=1).mean,
+    }
 
 
 def linear_probe(unit: Tensor, labels: Tensor, shots: int, draws: int = DRAWS) -> Score:

@@ -1,4 +1,4 @@
-"""The loss curve, and held-out features in the plane."""
+"""The loss curve, what the monitors saw, and held-out features in the plane."""
 
 import math
 from pathlib import Path
@@ -8,12 +8,39 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from examples.simclr.data import Images
 from examples.simclr.evaluate import single_thread
+from examples.simclr.plots_fonts import plot_fonts, plot_neighbours
+from examples.simclr.train import Trainer
 
 POINTS = 2000  # more would hide one another, and t-SNE is slow
+CLASSES = 20  # colours that can be told apart
+
+
+def draw_all(
+    trainer: Trainer, features: dict[str, Tensor], images: Images, folder: Path
+) -> list[Path]:
+    """Writes the pictures of a run and gives their paths.
+
+    Args:
+        features: Held-out features [N, F] by name, the trained ones last.
+    """
+    paths = [folder / "loss.png", folder / "embeddings.png"]
+    plot_loss(trainer.history, trainer.config.batch_size, paths[0])
+    plot_embeddings(features, images.heldout_labels, images.classes, paths[1])
+    if any("linear probe" in epoch for epoch in trainer.history):
+        paths.append(folder / "monitors.png")
+        plot_monitors(trainer.history, paths[-1])
+    if images.heldout_fonts is not None:
+        trained = list(features.values())[-1]
+        paths += [folder / "fonts.png", folder / "neighbours.png"]
+        plot_fonts(trained, images, paths[-2])
+        plot_neighbours(features, images, paths[-1])
+    return paths
 
 
 def plot_loss(history: list[dict[str, float]], batch_size: int, path: Path) -> None:
@@ -45,10 +72,38 @@ def plot_loss(history: list[dict[str, float]], batch_size: int, path: Path) -> N
     plt.close(figure)
 
 
+def plot_monitors(history: list[dict[str, float]], path: Path) -> None:
+    """Accuracies of the held-out monitors, and the health of the training embeddings."""
+    names = ("std", "effective_rank", "alignment", "uniformity")
+    figure, all_axes = plt.subplots(1, 1 + len(names), figsize=(15, 3), layout="constrained")
+    epochs = range(1, len(history) + 1)
+    for name in ("k-NN accuracy", "linear probe"):
+        seen = [(i, epoch[name]) for i, epoch in zip(epochs, history, strict=True) if name in epoch]
+        all_axes[0].plot(*zip(*seen, strict=True), marker="o", markersize=3, label=name)
+    all_axes[0].set_title("held-out accuracy")
+    all_axes[0].legend(frameon=False)
+    for axes, name in zip(all_axes[1:], names, strict=True):
+        axes.plot(epochs, [epoch[name] for epoch in history], color="tab:green")
+        axes.set_title(name.replace("_", " "))
+    for axes in all_axes:
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def plot_embeddings(
     panels: dict[str, Tensor], labels: Tensor, classes: list[str], path: Path
 ) -> None:
     """t-SNE of each panel's features [N, F], coloured by the labels that training never saw."""
+    if len(classes) > CLASSES:  # evenly spread ones
+        kept = torch.linspace(0, len(classes) - 1, CLASSES).long()
+        classes = [classes[i] for i in kept]
+        rows = torch.isin(labels, kept)
+        panels = {title: features[rows] for title, features in panels.items()}
+        labels = torch.searchsorted(kept, labels[rows])
     # All points where there are few, else the same random ones in each panel.
     shown = np.random.default_rng(0).permutation(len(labels))[:POINTS]
     names = labels.numpy()[shown]
@@ -67,8 +122,8 @@ def plot_embeddings(
         axes.set_box_aspect(1)
     handles, texts = np.atleast_1d(all_axes)[0].get_legend_handles_labels()
     figure.legend(
-        handles[:20],
-        texts[:20],
+        handles,
+        texts,
         loc="outside lower center",
         ncols=10,
         frameon=False,

@@ -10,8 +10,10 @@ import torch
 
 from examples.simclr import memory, plots
 from examples.simclr.data import Images, as_float
-from examples.simclr.evaluate import DRAWS, Score, encode, evaluate
-from examples.simclr.train import Trainer, make_model
+from examples.simclr.evaluate import ACROSS_FONTS, DRAWS, Score, encode, evaluate
+from examples.simclr.memory import show_size
+from examples.simclr.model import make_model
+from examples.simclr.train import Trainer
 
 LARGE_BATCH = 16384
 
@@ -26,11 +28,9 @@ def write_report(trainer: Trainer, images: Images, folder: Path) -> str:
         "before training": encode(make_model(config, images.train.shape[1]), images.heldout),
         "after training": encode(trainer.model, images.heldout),
     }
-    scores = {name: evaluate(each, images.heldout_labels) for name, each in features.items()}
+    scores = {name: evaluate(each, images) for name, each in features.items()}
     losses = [_loss_memory(trainer, size) for size in (config.batch_size, LARGE_BATCH)]
-    loss_plot, embedding_plot = folder / "loss.png", folder / "embeddings.png"
-    plots.plot_loss(trainer.history, config.batch_size, loss_plot)
-    plots.plot_embeddings(features, images.heldout_labels, images.classes, embedding_plot)
+    pictures = plots.draw_all(trainer, features, images, folder)
     record = {
         "settings": trainer.settings(),
         "heldout_images": len(images.heldout),
@@ -46,7 +46,7 @@ def write_report(trainer: Trainer, images: Images, folder: Path) -> str:
     }
     report = folder / "report.json"
     report.write_text(json.dumps(record, indent=2) + "\n")
-    written = "\n".join(f"  {path}" for path in (report, loss_plot, embedding_plot))
+    written = "\n".join(f"  {path}" for path in (report, *pictures))
     return "\n\n".join(
         [
             f"{len(images.heldout)} held-out images, {config.epochs} epochs of "
@@ -60,14 +60,17 @@ def write_report(trainer: Trainer, images: Images, folder: Path) -> str:
 
 def score_table(scores: Scores) -> str:
     """Metrics down, features across."""
-    metrics = next(iter(scores.values()))
+    metrics = list(next(iter(scores.values())))
     width = max(len(name) for name in scores) + 2
     head = f"{'':14}" + "".join(f"{name:>{width}}" for name in scores)
     rows = [
         f"{metric:14}" + "".join(f"{_show(scores[name][metric]):>{width}}" for name in scores)
         for metric in metrics
     ]
-    note = f"Probes: mean and standard deviation over {DRAWS} draws of the labelled images."
+    if metrics == list(ACROSS_FONTS):
+        note = "Queries of one font retrieve from another: means over all pairs of fonts."
+    else:
+        note = f"Probes: mean and standard deviation over {DRAWS} draws of the labelled images."
     return "\n".join([head, *rows, note])
 
 
@@ -80,17 +83,14 @@ def memory_table(losses: list[dict[str, Any]]) -> str:
     rows = [f"{'pairs a batch':>13}  {'N x N matrix, computed':>22}  {'this loss, measured':>19}"]
     for loss in losses:
         measured = loss["measured_bytes"]
-        shown = "not measured" if measured is None else _size(measured)
-        rows.append(f"{loss['pairs']:13,}  {_size(loss['dense_bytes_computed']):>22}  {shown:>19}")
+        shown = "not measured" if measured is None else show_size(measured)
+        dense = show_size(loss["dense_bytes_computed"])
+        rows.append(f"{loss['pairs']:13,}  {dense:>22}  {shown:>19}")
         if measured is None:
             rows.append(f"  not measured: {loss['not_measured']}")
     rows.append("The matrix: one float32 copy (autograd keeps several). This loss: peak of forward")
     rows.append("and backward beyond the embeddings, their gradients included, in a fresh process.")
     return "\n".join(rows)
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _loss_memory(trainer: Trainer, pairs: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .gradients import (
 from .logsumexp import row_col_logsumexp, row_logsumexp
 from .self_logsumexp import self_logsumexp, self_logsumexp_backward
 from .tiles import INTERPRETED
+from .topk import topk
 
 __all__ = [
     "row_col_logsumexp",
@@ -24,6 +25,7 @@ __all__ = [
     "row_logsumexp_mean_key",
     "self_logsumexp",
     "self_logsumexp_backward",
+    "topk",
     "unavailable",
     "unsupported",
 ]

@@ -20,10 +20,11 @@ from .gradients import row_col_logsumexp_backward, row_logsumexp_mean_key
 from .logsumexp import row_col_logsumexp, row_logsumexp
 from .self_logsumexp import self_logsumexp, self_logsumexp_backward
 from .table import WIDE, Config
+from .topk import topk
 
 SELF_FAMILIES = ("self_forward", "self_backward")
 FUSED_FAMILIES = ("mean_key", "backward", "backward_both", "self_backward")
-FAMILIES = ("row_forward", "row_col_forward", "weights", "self_forward", *FUSED_FAMILIES)
+FAMILIES = ("row_forward", "row_col_forward", "weights", "self_forward", "topk", *FUSED_FAMILIES)
 
 
 def space(family: str, width: int) -> Iterator[Config]:
@@ -47,6 +48,8 @@ def operation(family: str, rows: int, width: int, dtype: torch.dtype) -> Callabl
     """A call that spends its time in the family's kernels."""
     x = torch.nn.functional.normalize(torch.randn(rows, width, device="cuda"), dim=1).to(dtype)
     y = x[torch.randperm(rows, device="cuda")]
+    if family == "topk":
+        return partial(topk, x, y, 10, None, None, [], [], [], None, None, None, None)
     scale = torch.tensor(14.0, device="cuda")
     options = [], [], [], None, None, None, None, dtype, None
     if family == "row_forward":

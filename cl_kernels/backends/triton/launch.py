@@ -14,15 +14,19 @@ from . import configs
 from .configs import Config
 
 
-def launch(kernel, programs: int, args, constexprs, num_warps: int = 4, num_stages: int = 2):
+def launch(
+    kernel, programs: int, args, constexprs,
+    num_warps: int = 4, num_stages: int = 2, maxnreg: int | None = None,
+):  # fmt: skip
     if programs == 0:
         return
     device = next(a.device for a in args if isinstance(a, Tensor))
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device:
         kernel[(programs,)](
-            *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
-        )
+            *args, **constexprs, num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg,
+            enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 _fitting: dict[tuple, int] = {}

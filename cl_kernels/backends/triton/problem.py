@@ -24,6 +24,9 @@ HEADROOM = 70.0  # exp(70) times any number of keys stays below float32's larges
 class Problem:
     """One call: its two sides, filters and precision, as the kernels take them."""
 
+    widest = configs.WIDE  # rows
+    maxnreg: int | None = None  # a limit for the assembler, where not its own
+
     def __init__(
         self, query, key, scale, query_ids, key_ids, keep_same, below, key_bias,
         guide_query, guide_key, compute_dtype, logit_bound,
@@ -31,9 +34,9 @@ class Problem:
         for name, option in (("below", below), ("key_bias", key_bias), ("guide", guide_query)):
             if option is not None:
                 raise NotImplementedError(f"{name}: the Triton kernels do not take it yet")
-        if query.shape[1] > configs.WIDE:
+        if query.shape[1] > self.widest:
             raise ValueError(
-                f"query: the Triton kernels take rows of up to {configs.WIDE} columns, "
+                f"query: the Triton kernels take rows of up to {self.widest} columns, "
                 f"got {query.shape[1]}"
             )
         self.query, self.key, self.scale = query, key, scale
@@ -108,7 +111,7 @@ class Problem:
         """``run`` with the table's configuration, or with the first after it that fits."""
         masked = self.filtered or self.M % LARGEST_BLOCK != 0 or self.N % LARGEST_BLOCK != 0
         family = configs.family_for(self.arch, family, self.kind, masked)
-        return first_that_fits(self.arch, family, self.kind, self.width, run)
+        return first_that_fits(self.arch, family, self.kind, min(self.width, configs.WIDE), run)
 
     def launch(self, kernel, programs: int, config: Config, *args, M=None, N=None, **constexprs):
         M, N = self.M if M is None else M, self.N if N is None else N
@@ -120,4 +123,6 @@ class Problem:
             "BLOCK_D": min(config.BLOCK_D or self.width, self.width), **constexprs,
         }  # fmt: skip
         constexprs = {name: constexprs[name] for name in kernel.arg_names if name in constexprs}
-        launch(kernel, programs, args, constexprs, config.num_warps, config.num_stages)
+        launch(
+            kernel, programs, args, constexprs, config.num_warps, config.num_stages, self.maxnreg
+        )

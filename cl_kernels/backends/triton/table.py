@@ -43,6 +43,9 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (80, "self_backward", "half", 64): Config(128, 64, 0, 8, 3),
     (80, "self_backward", "half", 128): Config(64, 64, 0, 8, 2),
     (80, "weights", "half", WIDE): Config(128, 128, 32, 8, 4),
+    (80, "topk", "half", 64): Config(128, 64, 0, 8, 3),
+    (80, "topk", "half", 128): Config(128, 64, 0, 8, 3),
+    (80, "topk", "half", WIDE): Config(128, 64, 64, 8, 2),
 
     (80, "row_forward", "tf32", WIDE): Config(128, 128, 32, 8, 3),
     (80, "row_col_forward", "tf32", WIDE): Config(128, 128, 32, 8, 3),
@@ -56,6 +59,7 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (80, "self_backward", "tf32", 64): Config(64, 32, 0, 8, 2),
     (80, "self_backward", "tf32", 128): Config(64, 64, 0, 8, 2),
     (80, "weights", "tf32", WIDE): Config(128, 128, 32, 8, 3),
+    (80, "topk", "tf32", WIDE): Config(128, 64, 32, 8, 2),
 
     (80, "row_forward", "ieee", WIDE): Config(64, 64, 32, 8, 2),
     (80, "row_col_forward", "ieee", WIDE): Config(64, 64, 32, 4, 2),
@@ -69,6 +73,7 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (80, "self_backward", "ieee", 32): Config(64, 64, 0, 8, 2),
     (80, "self_backward", "ieee", 64): Config(64, 32, 0, 8, 1),
     (80, "weights", "ieee", WIDE): Config(64, 64, 32, 4, 2),
+    (80, "topk", "ieee", WIDE): Config(64, 64, 32, 8, 2),
 
     (90, "row_forward", "half", 64): Config(128, 128, 0, 8, 3),
     (90, "row_forward", "half", 128): Config(128, 128, 0, 8, 3),
@@ -102,6 +107,10 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (90, "self_backward_masked", "half", 64): Config(128, 64, 0, 8, 3),
     (90, "self_backward_masked", "half", 128): Config(128, 64, 0, 8, 3),
     (90, "weights", "half", WIDE): Config(128, 128, 64, 8, 4),
+    (90, "topk", "half", 64): Config(128, 128, 0, 8, 3),
+    (90, "topk", "half", 128): Config(128, 128, 0, 8, 3),
+    (90, "topk", "half", 256): Config(128, 128, 0, 8, 2),
+    (90, "topk", "half", WIDE): Config(128, 128, 64, 8, 4),
 
     (90, "row_forward", "tf32", WIDE): Config(128, 128, 32, 8, 3),
     (90, "row_col_forward", "tf32", WIDE): Config(128, 128, 32, 8, 3),
@@ -115,6 +124,7 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (90, "self_backward", "tf32", 64): Config(128, 64, 0, 8, 2),
     (90, "self_backward", "tf32", 128): Config(64, 64, 0, 8, 2),
     (90, "weights", "tf32", WIDE): Config(128, 128, 32, 8, 3),
+    (90, "topk", "tf32", WIDE): Config(128, 128, 32, 8, 3),
 
     (90, "row_forward", "ieee", WIDE): Config(64, 64, 32, 8, 2),
     (90, "row_col_forward", "ieee", WIDE): Config(64, 64, 32, 4, 2),
@@ -128,6 +138,7 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (90, "self_backward", "ieee", 32): Config(64, 64, 0, 8, 2),
     (90, "self_backward", "ieee", 64): Config(64, 32, 0, 8, 1),
     (90, "weights", "ieee", WIDE): Config(64, 64, 32, 4, 2),
+    (90, "topk", "ieee", WIDE): Config(64, 32, 32, 8, 2),
 
     (100, "row_forward", "half", 64): Config(128, 128, 0, 8, 3),
     (100, "row_forward", "half", 128): Config(128, 128, 0, 8, 3),
@@ -150,6 +161,10 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (100, "self_backward", "half", 128): Config(64, 64, 0, 8, 2),
     (100, "weights", "half", WIDE): Config(128, 128, 64, 8, 3),
     (100, "weights_masked", "half", WIDE): Config(128, 64, 64, 8, 3),
+    (100, "topk", "half", 64): Config(128, 64, 0, 8, 3),
+    (100, "topk", "half", 128): Config(128, 64, 0, 8, 3),
+    (100, "topk", "half", 256): Config(128, 64, 0, 8, 2),
+    (100, "topk", "half", WIDE): Config(128, 64, 64, 8, 4),
 
     (100, "row_forward", "tf32", WIDE): Config(128, 128, 32, 8, 3),
     (100, "row_col_forward", "tf32", WIDE): Config(128, 64, 32, 8, 3),
@@ -163,6 +178,7 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (100, "self_backward", "tf32", 64): Config(64, 64, 0, 8, 2),
     (100, "self_backward", "tf32", 128): Config(64, 64, 0, 8, 2),
     (100, "weights", "tf32", WIDE): Config(128, 64, 32, 8, 3),
+    (100, "topk", "tf32", WIDE): Config(128, 64, 32, 8, 3),
 
     (100, "row_forward", "ieee", WIDE): Config(64, 64, 32, 8, 2),
     (100, "row_col_forward", "ieee", WIDE): Config(64, 64, 32, 4, 2),
@@ -173,5 +189,6 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (100, "backward_both", "ieee", 64): Config(64, 32, 0, 8, 1),
     (100, "self_backward", "ieee", 64): Config(64, 32, 0, 8, 1),
     (100, "weights", "ieee", WIDE): Config(64, 64, 16, 4, 2),
+    (100, "topk", "ieee", WIDE): Config(64, 32, 32, 8, 2),
 }
 # fmt: on

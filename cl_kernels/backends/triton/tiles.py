@@ -25,6 +25,8 @@ INTERPRETED = triton.knobs.runtime.interpret  # kernels are decorated for it onc
 INTEGERS = (
     "M", "N", "R", "span", "count", "parts", "first_block", "blocks",
     "row_start", "row_end", "col_start", "col_end",
+    "k", "first_visit", "last_visit", "stride", "inverse", "tiles", "first_part", "capacity",
+    "steps",
 )  # fmt: skip
 kernel = partial(triton.jit, do_not_specialize=INTEGERS)
 
@@ -35,15 +37,24 @@ KEEP_ALL, KEEP_SAME, KEEP_DIFFERENT = 0, 1, 2
 def load_rows(
     X, first, bound, column,
     D: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr = None,
 ):  # fmt: skip
-    """Rows ``first`` ... of X, BLOCK_D of their columns; past the bound, the last row again."""
+    """Rows ``first`` ... of X, BLOCK_D of their columns; past the bound, the last row again.
+
+    WIDTH: that of the rows in memory, where it is not D; columns past it are zero.
+    """
     rows = tl.arange(0, BLOCK)
     if not EVEN:
         rows = tl.minimum(rows, bound - 1 - first)
+    PITCH: tl.constexpr = D if WIDTH is None else WIDTH
+    cols = tl.arange(0, BLOCK_D)[None, :]
     # The base is 64-bit and what is added to it is small: no offset overflows.
-    base = X + ((tl.zeros((), tl.int64) + first) * D + column)
-    tile = tl.load(base + (rows[:, None] * D + tl.arange(0, BLOCK_D)[None, :]))  # [BLOCK, BLOCK_D]
+    base = X + ((tl.zeros((), tl.int64) + first) * PITCH + column)
+    pointers = base + (rows[:, None] * PITCH + cols)
+    if D == PITCH:
+        tile = tl.load(pointers)  # [BLOCK, BLOCK_D]
+    else:
+        tile = tl.load(pointers, mask=column + cols < PITCH, other=0.0)
     return tile.to(tl.float32) if UPCAST else tile
 
 
@@ -84,11 +95,11 @@ def round_like(weights, X, UPCAST: tl.constexpr):
 def resident_rows(
     X, first, bound,
     D: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr = None,
 ):  # fmt: skip
     """The rows that stay for the whole loop, where one tile holds their width."""
     if D == BLOCK_D:
-        return load_rows(X, first, bound, 0, D, EVEN, UPCAST, BLOCK, BLOCK_D)
+        return load_rows(X, first, bound, 0, D, EVEN, UPCAST, BLOCK, BLOCK_D, WIDTH)
     else:
         return 0
 
@@ -98,19 +109,20 @@ def tile_products(
     x, X, Y, first_row, first_col, M, N,
     D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr = None,
 ):  # fmt: skip
     """Inner products of a tile's rows and columns, float32 [BLOCK_M, BLOCK_N].
 
     ``x`` are the resident rows; wider rows are read again, BLOCK_D columns at a time.
     """
     if D == BLOCK_D:
-        y = load_rows(Y, first_col, N, 0, D, EVEN, UPCAST, BLOCK_N, BLOCK_D)
+        y = load_rows(Y, first_col, N, 0, D, EVEN, UPCAST, BLOCK_N, BLOCK_D, WIDTH)
         return tl.dot(x, tl.trans(y), input_precision=PRECISION)
     else:
         products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for column in range(0, D, BLOCK_D):
-            left = load_rows(X, first_row, M, column, D, EVEN, UPCAST, BLOCK_M, BLOCK_D)
-            right = load_rows(Y, first_col, N, column, D, EVEN, UPCAST, BLOCK_N, BLOCK_D)
+            left = load_rows(X, first_row, M, column, D, EVEN, UPCAST, BLOCK_M, BLOCK_D, WIDTH)
+            right = load_rows(Y, first_col, N, column, D, EVEN, UPCAST, BLOCK_N, BLOCK_D, WIDTH)
             products = tl.dot(left, tl.trans(right), products, input_precision=PRECISION)
         return products
 

@@ -21,6 +21,7 @@ from .self_logsumexp import (
 )
 from .slabs import GROUP, row_col_weights_kernel
 from .tiles import INTEGERS, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME
+from .topk import Search, stored_config, topk_scan_kernel
 
 KERNELS: dict[str, tuple[Any, ...]] = {
     "row_forward": (row_logsumexp_fwd_kernel,),
@@ -31,9 +32,12 @@ KERNELS: dict[str, tuple[Any, ...]] = {
     "backward_both": (row_col_logsumexp_bwd_kernel,),
     "self_backward": (self_logsumexp_bwd_kernel,),
     "weights": (row_col_weights_kernel, self_weights_kernel),
+    "topk": (topk_scan_kernel,),
 }
 OPERANDS = ("Q", "K", "X", "Y", "W")
 IDS = ("QID0", "KID0", "QID1", "KID1", "XID0", "YID0", "XID1", "YID1")
+INT32 = (*IDS, "COUNTS")
+INT64 = ("BOUND", "SURVIVORS", "OFFSETS", "KEYS")
 TAINTS = ("TX", "TY", "TAINT", "TAINT_Q", "TAINT_K")
 
 
@@ -57,18 +61,29 @@ class Use(NamedTuple):
     filtered: bool
     even: bool
     fixed: bool
+    without: tuple[str, ...] = ()  # more arguments that are None
 
 
 SHIFTED = Use("even, fixed shift", False, True, True)
 PLAIN = Use("even", False, True, False)
 RAGGED = Use("ragged", False, False, False)
 FILTERED = Use("ragged, two filters", True, False, False)
+BARE = Use(
+    "even, no options", False, True, False,
+    ("QUERY_FACTOR", "KEY_FACTOR", "BELOW", "ABOVE", "OFFSETS", "KEYS"),
+)  # fmt: skip
+
+
+def pointed_type(name: str, operand: str) -> str:
+    if name in OPERANDS:
+        return operand
+    return "i32" if name in INT32 else "i64" if name in INT64 else "fp32"
 
 
 def variant(kernel, family, kind, width, config, use: Use, dtype="bf16") -> Variant:
     """One use of a kernel with one configuration."""
     filtered = use.filtered
-    absent = () if filtered else IDS
+    absent = use.without if filtered else (*use.without, *IDS)
     if not filtered and family != "weights":
         absent += TAINTS
     if dtype != "fp16":
@@ -80,7 +95,7 @@ def variant(kernel, family, kind, width, config, use: Use, dtype="bf16") -> Vari
     constexprs = {
         "D": D, "KEEP0": KEEP_SAME if filtered else KEEP_ALL,
         "KEEP1": KEEP_DIFFERENT if filtered else KEEP_ALL, "FIXED": use.fixed,
-        "EVEN": use.even, "SYMMETRIC": True, "UPPER": family == "self_backward",
+        "WIDTH": None, "EVEN": use.even, "SYMMETRIC": True, "UPPER": family == "self_backward",
         "PRECISION": configs.precision(kind), "UPCAST": False, "GROUP": GROUP,
         "BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N,
         "BLOCK_D": min(config.BLOCK_D or D, D),
@@ -98,13 +113,13 @@ def variant(kernel, family, kind, width, config, use: Use, dtype="bf16") -> Vari
         elif name == "shift":
             signature[name] = "fp32"
         else:
-            pointed = operand if name in OPERANDS else "i32" if name in IDS else "fp32"
-            signature[name] = f"*{pointed}"
+            signature[name] = f"*{pointed_type(name, operand)}"
         if name == "pitch" or signature[name].startswith("*"):
             attrs[(i,)] = [["tt.divisibility", 16]]
     label = f"{kernel.__name__} {kind} D={D} {tuple(config)} {use.name}"
     options = {
         "num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True,
+        "maxnreg": Search.maxnreg if family == "topk" else None,
     }  # fmt: skip
     return Variant(kernel, signature, constexprs, attrs, config, label, options)
 
@@ -122,8 +137,23 @@ def variants(arch: int) -> Iterator[Variant]:
             uses = (SHIFTED, PLAIN)
         else:
             uses = (SHIFTED, PLAIN, RAGGED, FILTERED)
+        if base == "topk":
+            yield from topk_variants(kind, width, config, (BARE, *uses))
+            continue
         for kernel in KERNELS[base]:
             for use in uses:
                 if use is SHIFTED and "FIXED" not in kernel.arg_names:
                     continue
                 yield variant(kernel, base, kind, width, config, use)
+
+
+def topk_variants(kind, width, config, uses) -> Iterator[Variant]:
+    """Scans with bounds, and those that store all pairs."""
+    stored = ("BOUND", "OFFSETS", "KEYS")
+    for of_config, without in ((config, ()), (stored_config(config), stored)):
+        for use in uses:
+            if use not in (SHIFTED, RAGGED):
+                use = use._replace(
+                    name=use.name + ", all stored" * bool(without), without=use.without + without
+                )
+                yield variant(topk_scan_kernel, "topk", kind, width, of_config, use)

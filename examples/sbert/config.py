@@ -1,0 +1,128 @@
+"""The settings of a run, and their defaults for each encoder."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the weights; a checkpoint resumes under an equal one only."""
+
+    dataset: str = _setting("python", "python, a TSV of pairs, or a Hugging Face data set")
+    query_column: str = _setting("", "of --dataset; may be left out if it has two columns")
+    document_column: str = _setting("", "of --dataset; may be left out if it has two columns")
+    pairs: int = _setting(0, "use this many pairs, evenly spread; 0: all")
+    heldout: float = _setting(0.1, "share of modules (of pairs, with --dataset) held out")
+    encoder: str = _setting(
+        "bag", "bag of tokens or transformer from scratch", ("bag", "transformer", "pretrained")
+    )
+    model: str = _setting("", "start from this checkpoint: a folder, or an installed package")
+    dim: int = _setting(768, "width of the embeddings")
+    vocabulary: int = _setting(16000, "tokens at most")
+    max_tokens: int = _setting(512, "of a text; the rest is cut off")
+    layers: int = _setting(2, "of the transformer")
+    heads: int = _setting(4, "of the transformer")
+    dropout: float = _setting(0.3, "share of a text's tokens (bag) or activations left out")
+    epochs: int = _setting(8, "with in-batch negatives")
+    hard_epochs: int = _setting(2, "with mined negatives besides")
+    batch_size: int = _setting(4096, "pairs a step")
+    chunk: int = _setting(0, "texts encoded at a time (gradient caching); 0: the whole batch")
+    temperature: float = _setting(0.05, "of the InfoNCE loss")
+    learning_rate: float = _setting(5e-3, "peak learning rate of AdamW")
+    hard_learning_rate: float = _setting(2e-3, "the same with mined negatives")
+    warmup: float = _setting(0.1, "fraction of a stage in which the learning rate rises")
+    negatives: int = _setting(4, "mined for each query, again in every epoch")
+    range_max: int = _setting(20, "negatives are drawn from this many of the hardest")
+    relative_margin: float = _setting(0.05, "negatives score below (1 - this) times the positive")
+    seed: int = _setting(0, "of weights, data order, dropout and the draw of negatives")
+    precision: str = _setting(
+        "auto",
+        "autocast's type; auto: bfloat16 on a GPU that has it",
+        ("auto", "float32", "bfloat16"),
+    )
+    device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "max_tokens", "layers", "heads", "epochs", "batch_size", "negatives"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("pairs", "hard_epochs", "chunk", "relative_margin"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("learning_rate", "hard_learning_rate", "temperature"):
+            self._check(name, 0 < getattr(self, name) < float("inf"), "a positive number")
+        for name in ("warmup", "dropout"):
+            self._check(name, 0 <= getattr(self, name) < 1, "a share in [0, 1)")
+        self._check("heldout", 0 < self.heldout < 1, "a share in (0, 1)")
+        self._check("vocabulary", self.vocabulary >= 256, "at least 256")
+        self._check("range_max", self.range_max >= self.negatives, f"at least {self.negatives}")
+        if (self.encoder == "pretrained") != bool(self.model):
+            raise ValueError(
+                f"model: expected one for the pretrained encoder only, got {self.model!r} for the "
+                f"{self.encoder} encoder"
+            )
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "bag": {},
+    "transformer": {
+        "dim": 256,
+        "max_tokens": 128,
+        "dropout": 0.1,
+        "chunk": 256,
+        "batch_size": 1024,
+        "learning_rate": 1e-3,
+        "hard_learning_rate": 5e-4,
+    },
+    "pretrained": {
+        "max_tokens": 128,
+        "epochs": 1,
+        "hard_epochs": 1,
+        "chunk": 64,
+        "batch_size": 1024,
+        "learning_rate": 5e-5,
+        "hard_learning_rate": 2e-5,
+        "negatives": 1,
+    },
+}
+QUICK: dict[str, Any] = {"pairs": 2000, "epochs": 1, "hard_epochs": 1, "batch_size": 256, "dim": 64}
+
+
+def make_config(given: dict[str, Any], *, quick: bool = False) -> Config:
+    """The encoder's preset, then ``quick``'s, then what was ``given``; ``auto`` is resolved."""
+    known = {setting.name for setting in fields(Config)}
+    if unknown := given.keys() - known:
+        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    encoder = given.get("encoder", "pretrained" if given.get("model") else "bag")
+    if encoder not in PRESETS:
+        raise ValueError(f"encoder: expected one of {', '.join(PRESETS)}, got {encoder!r}")
+    chosen = {"encoder": encoder, **PRESETS[encoder], **(QUICK if quick else {}), **given}
+    device = _device(chosen.get("device", "auto"))
+    precision = chosen.get("precision", "auto")
+    if precision == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if on_gpu else "float32"
+    return Config(**{**chosen, "device": str(device), "precision": precision})
+
+
+def _device(name: str) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_gpu else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown: {error}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not has_gpu:
+        raise ValueError(f"device {name!r} was asked for, and torch sees no GPU")
+    return device

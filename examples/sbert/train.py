@@ -1,0 +1,243 @@
+"""The training loop: in-batch negatives, then mined ones besides, one checkpoint an epoch."""
+
+import math
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from cl_kernels import PairFilter, info_nce
+from cl_kernels.grad_cache import GradCache
+from examples.common import checkpoint
+from examples.common.guards import check_finite, check_finite_weights
+from examples.sbert.config import Config
+from examples.sbert.data import Pairs
+from examples.sbert.encoder import TextEncoder, make_encoder
+from examples.sbert.mining import filled, mine
+
+
+class Trainer:
+    """A run that can be saved and resumed between any two epochs.
+
+    Args:
+        config: The settings of the run.
+        pairs: N pairs to train on.
+        monitor: Called with the encoder before training and after each epoch; its numbers join
+            the history.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pairs: Pairs,
+        monitor: Callable[[TextEncoder], dict[str, float]] = lambda encoder: {},
+    ) -> None:
+        self.steps = len(pairs) // config.batch_size  # an epoch's; the incomplete batch is left
+        if self.steps == 0:
+            raise ValueError(
+                f"batch_size: expected at most the {len(pairs)} training pairs, "
+                f"got {config.batch_size}"
+            )
+        self.config = config
+        self.pairs = pairs
+        self.monitor = monitor
+        self.device = torch.device(config.device)
+        self.encoder = make_encoder(config, [*pairs.queries, *pairs.documents])
+        check_encoder(self.encoder)
+        self.queries = self.encoder.tokenize(pairs.queries)
+        self.documents = self.encoder.tokenize(pairs.documents)
+        self.cache = GradCache(self.encoder, self._contrast, chunk_size=config.chunk or len(pairs))
+        self.optimizer = torch.optim.AdamW(
+            self.encoder.parameters(), lr=config.learning_rate, weight_decay=0.0
+        )
+        self.scheduler = LambdaLR(self.optimizer, self._rate)
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.before: dict[str, float] = {}  # the monitor's numbers before training
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.saved: Path | None = None  # the last good checkpoint
+
+    @property
+    def epochs(self) -> int:
+        """Of both stages."""
+        return self.config.epochs + self.config.hard_epochs
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    def _rate(self, step: int) -> float:
+        """Of the peak rate; each stage has a linear warm-up, then a cosine to zero."""
+        config = self.config
+        length, peak = config.epochs * self.steps, 1.0
+        if step >= length:
+            step, length = step - length, max(1, config.hard_epochs * self.steps)
+            peak = config.hard_learning_rate / config.learning_rate
+        rising = max(1, round(config.warmup * length))
+        if step < rising:
+            return peak * (step + 1) / rising
+        return peak * (1 + math.cos(math.pi * (step - rising) / max(1, length - rising))) / 2
+
+    def train_epoch(self, after_step: Callable[[float], Any] = lambda loss: None) -> None:
+        """One pass over the pairs in a new order, with freshly mined negatives if it is time."""
+        began = time.perf_counter()
+        values: dict[str, float] = {"learning_rate": float(self.scheduler.get_last_lr()[0])}
+        negatives = None
+        if self.epoch >= self.config.epochs:
+            mined = self._mine()
+            values["queries_short_of_negatives"] = float(len(mined.shortfall))
+            negatives = filled(mined)
+        self.encoder.train()
+        order = torch.randperm(len(self.pairs), generator=self.order)
+        batches = order.split(self.config.batch_size)[: self.steps]
+        total = 0.0
+        for chosen in batches:
+            loss = self.train_step(chosen, None if negatives is None else negatives[chosen])
+            total += loss
+            after_step(loss)
+        step, last = self.scheduler.last_epoch, batches[-1].tolist()
+        check_finite_weights(self.encoder, step, last, self.saved)
+        values["loss"] = total / self.steps
+        self.seconds += time.perf_counter() - began
+        self.history.append(values | self.monitor(self.encoder))
+
+    def train_step(self, chosen: Tensor, negatives: Tensor | None = None) -> float:
+        """One step on the pairs ``chosen`` [B] with ``negatives`` [B, K]; returns the loss.
+
+        Raises:
+            NonFiniteLoss: The loss is not finite; the weights are as before.
+        """
+        texts = [self.queries[chosen], self.documents[chosen]]
+        if negatives is not None:
+            texts.append(self.documents[negatives.flatten()])
+        self.optimizer.zero_grad()
+        try:
+            with self._autocast():
+                loss = self._backward([ids.to(self.device) for ids in texts], chosen)
+        except FloatingPointError:  # from the gradient cache
+            loss = math.nan
+        check_finite(loss, self.scheduler.last_epoch + 1, chosen.tolist(), self.saved)
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss
+
+    def _backward(self, texts: list[Tensor], chosen: Tensor) -> float:
+        groups = self.pairs.groups[chosen].to(self.device)
+        if self.config.chunk:
+            return self.cache(*texts, groups=groups).item()
+        loss = self._contrast(*(self.encoder(ids) for ids in texts), groups=groups)
+        loss.backward()
+        return loss.item()
+
+    def _contrast(
+        self, query: Tensor, document: Tensor, negatives: Tensor | None = None, *, groups: Tensor
+    ) -> Tensor:
+        B, dim = query.shape
+        return info_nce(
+            query,
+            document,
+            None if negatives is None else negatives.view(B, -1, dim),
+            temperature=self.config.temperature,
+            in_batch_negatives=True,
+            where=PairFilter(groups, groups, "different"),
+        )
+
+    def _mine(self) -> Any:
+        queries, documents = map(self.encoder.encode, (self.queries, self.documents))
+        return mine(queries, documents, self.pairs, self.config)
+
+    def _autocast(self) -> torch.autocast:
+        # bfloat16 has float32's range: no gradient scaler is needed.
+        mixed = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+
+    def settings(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be continued."""
+        texts = zlib.crc32("\0".join([*self.pairs.queries, *self.pairs.documents]).encode())
+        return {**asdict(self.config), "training_pairs": len(self.pairs), "texts_crc32": texts}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
+        return {
+            "settings": self.settings(),
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "order": self.order.get_state(),
+            "random": checkpoint.random_state(self.device),
+            "before": self.before,
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues exactly where ``state_dict`` was taken."""
+        self.encoder.load_state_dict(state["encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.order.set_state(state["order"])
+        self.before = state["before"]
+        self.history = list(state["history"])
+        self.seconds = state["seconds"]
+        checkpoint.set_random_state(self.device, state["random"])
+
+    def disk_bytes(self) -> int:
+        """Room for two checkpoints, the old and the new, and for what is exported."""
+        weights = sum(weight.nbytes for weight in self.encoder.state_dict().values())
+        embeddings = 4 * len(self.pairs) * self.config.dim
+        return (2 * 3 + 1) * weights + 2 * embeddings + 2**24  # AdamW keeps two numbers a weight
+
+    def resume(self, path: Path) -> None:
+        """Loads the checkpoint at ``path``, if it belongs to this run."""
+        state = checkpoint.load(path)
+        checkpoint.check_same(path, state["settings"], self.settings())
+        self.load_state_dict(state)
+        self.saved = path
+
+    def run(self, path: Path) -> None:
+        """Trains to the last epoch, with a checkpoint at ``path`` after each."""
+        if self.epoch == 0:
+            self.before = self.monitor(self.encoder)
+        bar = tqdm(
+            total=self.epochs * self.steps,
+            initial=self.epoch * self.steps,
+            desc="training",
+            unit="step",
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            disable=self.epoch == self.epochs,
+        )
+
+        def after_step(loss: float) -> None:
+            bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        with bar:
+            while self.epoch < self.epochs:
+                self.train_epoch(after_step)
+                checkpoint.save(path, self.state_dict())
+                self.saved = path
+
+
+def check_encoder(encoder: TextEncoder) -> None:
+    """Before training: an encoder gives one embedding for each text.
+
+    Raises:
+        ValueError: It gives anything else.
+    """
+    with torch.no_grad():
+        device = next(encoder.parameters()).device
+        found = encoder(encoder.tokenize(["a question", "its answer"]).to(device))
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2:
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"encoder: expected embeddings of shape [2, dim] for 2 texts, got {got}")
+    if not torch.isfinite(found).all():
+        raise ValueError("encoder: expected finite embeddings, got NaN or infinity")

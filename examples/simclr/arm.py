@@ -1,0 +1,56 @@
+"""A process of its own for each side of ``--compare``: nobody else has touched its memory.
+
+``python -m examples.simclr.arm JOB`` prints one JSON object; JOB is JSON as ``run`` takes it.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.simclr.config import Config
+from examples.simclr.data import load
+from examples.simclr.memory import PeakMemory
+from examples.simclr.train import Trainer
+
+WARM_UP = 32  # pairs
+PROBE_STEPS = 4  # memory grows a little after the first
+
+
+def run(config: dict[str, Any], root: str | None, out: str | None) -> dict[str, Any]:
+    """Trains with the settings ``config`` in the folder ``out``; without one, takes some steps."""
+    settings = Config(**config)
+    images = load(settings.data, Path(root) if root else None, settings.image_size)
+
+    # A small step loads libraries and starts threads; memory is counted from there.
+    small = replace(settings, batch_size=min(WARM_UP, len(images.train)))
+    Trainer(small, images.train, images.train_groups).train_step(torch.arange(small.batch_size))
+    memory = PeakMemory(settings.device)
+
+    trainer = Trainer(settings, images.train, images.train_groups)
+    if out is None:
+        for _ in range(PROBE_STEPS):
+            trainer.train_step(torch.arange(settings.batch_size))
+        return {"peak_bytes": memory.bytes()}
+    path = Path(out, "checkpoint.pt")
+    if path.exists():
+        trainer.resume(path)
+    trainer.run(path)
+    steps = settings.epochs * trainer.steps
+    return {
+        "peak_bytes": memory.bytes(),
+        "steps": steps,
+        "seconds": trainer.seconds,
+        "seconds_a_step": trainer.seconds / steps,
+        "final_loss": trainer.history[-1]["loss"],
+    }
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(run(**json.loads(sys.argv[1]))))
+    except Exception as error:
+        sys.exit(f"{error}")

@@ -1,0 +1,30 @@
+"""TensorBoard scalars, where tensorboard is installed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from examples.simclr.train import Log
+
+
+@contextmanager
+def tensorboard(folder: Path, first_step: int) -> Iterator[Log | None]:
+    """Writes what is logged below ``folder``; gives None where tensorboard is missing.
+
+    Args:
+        folder: ``tensorboard --logdir`` of it shows the run.
+        first_step: Where the run goes on; what a killed run logged beyond it is dropped.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        print(f"TensorBoard scalars are off ({error}): `pip install tensorboard`")
+        yield None
+        return
+
+    def log(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name.replace(" ", "_"), value, step)
+
+    with SummaryWriter(str(folder), purge_step=first_step + 1) as writer:
+        yield log
