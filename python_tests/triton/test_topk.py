@@ -129,11 +129,17 @@ def test_a_full_buffer_is_tightened(monkeypatch, everything):
     query[:, 0], key[:, 0] = 4.0, torch.arange(N, device=DEVICE) // 2
     if everything:
         key[:, 0] *= -1.0  # factors are negative
-    capacity = 24  # a tile of 16 keys and barely more than k
+    capacity = 16 + k  # a tile and the best of those before, exactly
     small = rounds.Plan(M, 1, capacity, 1, (1, 3, 20), True)
     monkeypatch.setattr(rounds, "stride", lambda tiles: 1)
     monkeypatch.setattr(rounds, "plan", lambda *_: small)
     check(query, key, k, (*options(M, N, everything)[:7], None, None))
+
+
+def test_a_first_round_that_finds_fewer_than_k():
+    M, N, k = 20, 600, 40
+    alike = [ids(M, 12)], [ids(N, 12)], [True]
+    check(integers(M, 8), integers(N, 8), k, (None, None, *alike, None, None, None, None))
 
 
 def test_more_columns_than_are_searched_at_a_time(monkeypatch):
