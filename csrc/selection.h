@@ -45,7 +45,7 @@ constexpr Packed<T> kEmpty = static_cast<Packed<T>>(static_cast<typename Packing
 template <class T>
 CL_HOST_DEVICE inline Packed<T> pack(T score, int64_t index) {
   using P = Packing<T>;
-  score += T(0);
+  if (score == 0) score = 0;  // -0 too; a sum could be fused away with the product before it
   typename P::Bits bits;
   memcpy(&bits, &score, sizeof bits);
   // Negative floats are in the wrong order among themselves: flip all but the sign.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import choose, requested
+from cl_kernels._dispatch import choose, reason_against, requested
 from cl_kernels._ops import overload
 from cl_kernels.checks import check_embeddings, check_filters
 from cl_kernels.csr import Lists, as_csr
@@ -85,6 +85,8 @@ def topk(
         excluded = as_csr("exclude", exclude, M, N, query.device).within_rows_sorted()
     below, above = (_bound(n, b, query) for n, b in (("below", below), ("above", above)))
     name = choose(backend, query.device.type, query.dtype)
+    if name == "triton":  # its scan's survivors are selected by the compiled library, if there is one
+        reason_against("native", query.device.type, query.dtype)
     if _recording.active():
         asked = requested(backend)
         source = None if asked is None else asked[1]
