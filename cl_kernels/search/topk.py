@@ -85,7 +85,7 @@ def topk(
         excluded = as_csr("exclude", exclude, M, N, query.device).within_rows_sorted()
     below, above = (_bound(n, b, query) for n, b in (("below", below), ("above", above)))
     name = choose(backend, query.device.type, query.dtype)
-    if name == "triton":  # its scan's survivors are selected by the compiled library, if there is one
+    if name == "triton":  # the compiled library, if there is one, selects from what its scan finds
         reason_against("native", query.device.type, query.dtype)
     if _recording.active():
         asked = requested(backend)
