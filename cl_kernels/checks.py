@@ -88,6 +88,14 @@ def check_filters(
     return filters
 
 
+def check_count(name: str, value: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 1 or (most is not None and value > most):
+        expected = "at least 1" if most is None else f"1 to {most}"
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
 def check_scalar(name: str, value: float | Tensor, *, nonzero: bool = False) -> None:
     """Raises unless value is a finite real number or a 0-d floating tensor of one.
 

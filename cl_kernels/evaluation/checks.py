@@ -41,14 +41,6 @@ def check_labels(name: str, labels: Tensor, rows: int | None, like: str = "") ->
     return labels.to(torch.int64)
 
 
-def check_count(name: str, value: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1 or (most is not None and value > most):
-        expected = "at least 1" if most is None else f"1 to {most}"
-        raise ValueError(f"{name}: expected {expected}, got {value}")
-
-
 def check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")

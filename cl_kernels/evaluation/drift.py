@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 
-from .checks import check_count, check_finite_embeddings, check_number
+from .checks import check_finite_embeddings, check_number
 
 _ROWS = 8192  # rows that are converted to float64 at a time
 _COLLAPSED = 1e-28  # variance of unit vectors that is but rounding

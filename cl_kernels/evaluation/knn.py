@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import TopK, topk
 
-from .checks import check_count, check_finite_embeddings, check_labels, check_number
+from .checks import check_finite_embeddings, check_labels, check_number
 
 if TYPE_CHECKING:
     import numpy

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cl_kernels.checks import check_count
 from cl_kernels.csr import CSR, Lists
 from cl_kernels.search import topk
 from cl_kernels.search.stream import progress_bar
 
-from .checks import check_count, check_finite_embeddings, check_labels
+from .checks import check_finite_embeddings, check_labels
 from .relevance import LabelRelevance, Relevance, as_relevance, exclusions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose, reason_against, requested
 from cl_kernels._ops import overload
-from cl_kernels.checks import check_embeddings, check_filters
+from cl_kernels.checks import check_count, check_embeddings, check_filters
 from cl_kernels.csr import Lists, as_csr
 from cl_kernels.pairs import Where
 
@@ -77,7 +77,7 @@ def topk(
     check_embeddings("query", query)
     keys = as_tensor(key)
     _check_key(keys, query)
-    _check_count(k)
+    check_count("k", k)
     M, N = query.shape[0], keys.shape[0]
     filters = check_filters(where, (M, N), query.device)
     excluded = None
@@ -140,13 +140,6 @@ def _check_key(key: Tensor, query: Tensor) -> None:
         raise ValueError("key: expected no gradient for keys that are streamed from the host")
     if len(key) >= _MOST_KEYS:
         raise ValueError(f"key: expected fewer than {_MOST_KEYS} rows, got {len(key)}")
-
-
-def _check_count(k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
 
 
 def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:

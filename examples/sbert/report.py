@@ -1,13 +1,9 @@
 """What training brought: retrieval before, between and after, beside TF-IDF; plots; exports."""
 
 import json
-import os
-import platform
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from examples.common.device import describe
 from examples.sbert import index, plots
 from examples.sbert.config import Config
 from examples.sbert.data import Corpus
@@ -36,7 +32,7 @@ def write_report(trainer: Trainer, corpus: Corpus, folder: Path) -> str:
         "scores": scores,
         "training_seconds": trainer.seconds,
         "history": trainer.history,
-        "machine": _machine(trainer.device),
+        "machine": describe(trainer.device),
     }
     report = folder / "report.json"
     report.write_text(json.dumps(record, indent=2) + "\n")
@@ -71,14 +67,3 @@ def table(scores: dict[str, Scores]) -> str:
         for name, of in scores.items()
     ]
     return "\n".join([head, *rows])
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    on_gpu = device.type == "cuda"
-    return {
-        "processor": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
+from examples.common.device import pick_device, pick_precision
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -94,24 +94,6 @@ def make_config(given: dict[str, Any], *, quick: bool = False) -> Config:
         batch_size = {"batch_size": Config.batch_size, **chosen, **given}["batch_size"]
         chosen |= {"weight_decay": LARS_DECAY, "learning_rate": LARS_RATE * batch_size}
     chosen |= given
-    device = _device(chosen.get("device", "auto"))
-    precision = chosen.get("precision", "auto")
-    if precision == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if on_gpu else "float32"
+    device = pick_device(chosen.get("device", "auto"))
+    precision = pick_precision(chosen.get("precision", "auto"), device)
     return Config(**{**chosen, "device": str(device), "precision": precision})
-
-
-def _device(name: str) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_gpu else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is unknown: {error}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {name!r}")
-    if device.type == "cuda" and not has_gpu:
-        raise ValueError(f"device {name!r} was asked for, and torch sees no GPU")
-    return device

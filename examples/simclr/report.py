@@ -1,13 +1,10 @@
 """What training brought: scores before and after, memory of the loss, plots."""
 
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from examples.common.device import describe
 from examples.simclr import memory, plots
 from examples.simclr.data import Images, as_float
 from examples.simclr.evaluate import ACROSS_FONTS, DRAWS, Score, encode, evaluate
@@ -42,7 +39,7 @@ def write_report(trainer: Trainer, images: Images, folder: Path) -> str:
         "training_seconds": trainer.seconds,
         "loss_memory": losses,
         "history": trainer.history,
-        "machine": _machine(trainer.device),
+        "machine": describe(trainer.device),
     }
     report = folder / "report.json"
     report.write_text(json.dumps(record, indent=2) + "\n")
@@ -104,15 +101,4 @@ def _loss_memory(trainer: Trainer, pairs: int) -> dict[str, Any]:
         "dense_bytes_computed": memory.dense_bytes(rows),
         "measured_bytes": measured,
         "not_measured": why_not,
-    }
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    on_gpu = device.type == "cuda"
-    return {
-        "processor": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }
