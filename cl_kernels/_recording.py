@@ -22,7 +22,7 @@ class PrimitiveCall:
     D: int
     dtype: torch.dtype
     compute_dtype: torch.dtype
-    device: str
+    device: torch.device
 
 
 _calls: list[list[PrimitiveCall]] = []
@@ -54,8 +54,9 @@ def record(
     ``asked`` says where the backend was asked for by name, if it was.
     """
     (M, N), D = shape, query.shape[1]
-    device = query.device.type
-    call = PrimitiveCall(primitive, backend, asked, M, N, D, query.dtype, compute_dtype, device)
+    call = PrimitiveCall(
+        primitive, backend, asked, M, N, D, query.dtype, compute_dtype, query.device
+    )
     _calls[-1].append(call)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     return query.new_zeros(M, dtype=dtype), query.new_zeros(N, dtype=dtype)

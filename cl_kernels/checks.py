@@ -27,6 +27,12 @@ def debug_checks() -> Iterator[None]:
         _debug_depth -= 1
 
 
+def readable(x: Tensor) -> bool:
+    """Whether a check may read x: not while torch.compile traces, and not on a GPU, which that
+    would wait for, unless ``debug_checks`` asks for it."""
+    return not torch.compiler.is_compiling() and (x.device.type == "cpu" or _debug_depth > 0)
+
+
 def check_embeddings(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
@@ -109,8 +115,7 @@ def check_scalar(name: str, value: float | Tensor, *, nonzero: bool = False) -> 
             raise ValueError(
                 f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}"
             )
-        readable = value.device.type == "cpu" or _debug_depth > 0
-        if torch.compiler.is_compiling() or not readable:
+        if not readable(value):
             return
         number = value.item()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -34,7 +34,7 @@ class Plan:
         c = self.call
         if c.primitive == "topk":
             return 2 * c.M * c.N * c.D, 0  # the backward pass sees the pairs found only
-        half = c.primitive == "self_logsumexp" and (c.backend, c.device) in _HALF_VISITS
+        half = c.primitive == "self_logsumexp" and (c.backend, c.device.type) in _HALF_VISITS
         forward, backward = _HALVES if half else _DEFAULT_VISITS
         return forward * 2 * c.M * c.N * c.D, backward * 2 * c.M * c.N * c.D
 
@@ -98,7 +98,7 @@ def _why(call: PrimitiveCall) -> str:
     if call.asked is not None:
         return f"asked for by name: {call.asked}"
     reasons = []
-    for name in PREFERENCE.get(call.device, ()):
+    for name in PREFERENCE.get(call.device.type, ()):
         if name == call.backend:
             break
         reasons.append(f"{name}: {reason_against(name, call.device, call.dtype)}")

@@ -82,7 +82,7 @@ def row_logsumexp(
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
     shape = query.shape[0], key.shape[0]
     options = call_options(query, shape, where, compute_dtype, logit_bound)
-    name = choose(backend, query.device.type, query.dtype)
+    name = choose(backend, query.device, query.dtype)
     if _recording.active():
         return note_call("row_logsumexp", name, backend, query, shape, options)[0]
     scale = scale_tensor(scale, query)
@@ -121,7 +121,7 @@ def row_col_logsumexp(
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
     shape = query.shape[0], key.shape[0]
     options = call_options(query, shape, where, compute_dtype, logit_bound)
-    name = choose(backend, query.device.type, query.dtype)
+    name = choose(backend, query.device, query.dtype)
     if _recording.active():
         return note_call("row_col_logsumexp", name, backend, query, shape, options)
     scale = scale_tensor(scale, query)
@@ -159,7 +159,7 @@ def self_logsumexp(
     refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
     shape = x.shape[0], x.shape[0]
     options = call_options(x, shape, where, compute_dtype, logit_bound)
-    name = choose(backend, x.device.type, x.dtype)
+    name = choose(backend, x.device, x.dtype)
     if _recording.active():
         return note_call("self_logsumexp", name, backend, x, shape, options)[0]
     scale = scale_tensor(scale, x)

@@ -2,6 +2,8 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import cl_kernels
 from cl_kernels import PairFilter
@@ -171,6 +173,14 @@ def assert_values(ours, truth, dtype, size):
     allowed = ruled.minimum(8 * torch.finfo(accumulator(dtype)).eps * truth.abs().clamp_min(size))
     worst = ((ours - truth).abs() / allowed).max() if len(truth) else 0
     assert worst <= 1, f"value: {worst:.2f} times the allowed error"
+
+
+def assert_own_memory(results, arguments):
+    """As torch asks of an operation: no result shares memory with another or with an argument."""
+    results = results if isinstance(results, tuple) else (results,)
+    given = {x.untyped_storage()._cdata for x in tree_leaves(arguments) if isinstance(x, Tensor)}
+    own = {x.untyped_storage()._cdata for x in results}
+    assert len(own - given) == len(results)
 
 
 def frobenius(ours, truth):

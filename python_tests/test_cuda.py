@@ -1,8 +1,6 @@
 """The package on a CUDA GPU: losses, compilation, graphs and repeatability with its own choice of
 backend, and top-K by CUDA C++. CL_KERNELS_TEST_DEVICE=cpu runs what can be run without one."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,11 +11,11 @@ from cl_kernels import CSR, PairFilter
 from cl_kernels._dispatch import reason_against
 from cl_kernels._ops import overload
 from python_tests import search_oracle as oracle
+from python_tests.devices import DEVICE, REHEARSED
 
-DEVICE = os.environ.get("CL_KERNELS_TEST_DEVICE", "cuda")
 ERROR = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
-needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA GPU")
+needs_cuda = pytest.mark.skipif(DEVICE == "cpu" and not REHEARSED, reason="needs a CUDA GPU")
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA GPU"
 )
@@ -106,6 +104,24 @@ def test_no_synchronisation_with_a_learned_temperature():
     torch.cuda.set_sync_debug_mode("error")
     try:
         cl_kernels.clip(x, y, scale).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+def test_no_synchronisation_by_a_gradient_cache():
+    """But for the first step, which checks that encodings repeat themselves."""
+    encoder = torch.nn.Embedding(50, 8, device=DEVICE)
+    cache = cl_kernels.GradCache(
+        lambda ids, attention_mask: encoder(ids).sum(1), cl_kernels.ClipLoss(), max_tokens=40
+    )
+    mask = (torch.arange(7) <= torch.arange(20)[:, None] % 7).long()  # on the host, as chunks are
+    texts = {"ids": torch.randint(50, (20, 7), device=DEVICE), "attention_mask": mask}
+    scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
+    cache(texts, texts, logit_scale=scale)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cache(texts, texts, logit_scale=scale)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -161,6 +161,56 @@ def test_native_comes_first_where_it_is_built():
     assert cl_kernels.doctor().serving["cpu"] == "native"
 
 
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """As if there were a GPU of compute capability 9.0, which is current, and one of 7.5."""
+    pytest.importorskip("triton.language")
+    if backend_module("triton").INTERPRETED:
+        pytest.skip("the interpreter serves any device")
+    capability = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(_dispatch, "_usable", {})
+    monkeypatch.setattr(backend_module("native"), "load_failure", lambda library: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda x: capability[x.index])
+
+
+@pytest.mark.usefixtures("two_gpus")
+class TestTwoGpus:
+    def test_a_backend_is_asked_about_the_tensors_own(self, monkeypatch):
+        def choose(device):
+            return _dispatch.choose(None, device, torch.float32)
+
+        for _ in range(2):
+            assert choose("cuda:0") == choose(torch.device("cuda:0")) == choose("cuda") == "triton"
+            assert choose("cuda:1") == choose(torch.device("cuda:1")) == "chunked"
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        assert choose("cuda") == "chunked"
+
+    @pytest.mark.parametrize("backend", ["triton", "native"])
+    def test_a_request_is_refused_for_one_of_them(self, backend):
+        assert _dispatch.choose(backend, "cuda:0", torch.float32) == backend
+        with pytest.raises(ValueError, match=r"capability 8\.0, cuda:1 has 7\.5"):
+            _dispatch.choose(backend, "cuda:1", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["row_logsumexp", "row_col_logsumexp", "self_logsumexp", "topk"])
+def test_calls_name_their_tensors_device(name):
+    x = torch.empty(4, 3, device="meta")
+    call = getattr(cl_kernels, name)
+    arguments = {"self_logsumexp": (x,), "topk": (x, x, 2)}.get(name, (x, x))
+    for plan in cl_kernels.explain(call, *arguments).plans:
+        assert plan.call.device == x.device
+
+
+def test_no_gpu_for_the_cuda_library(monkeypatch):
+    """It may load without one."""
+    monkeypatch.setattr(_dispatch, "_usable", {})
+    monkeypatch.setattr(backend_module("native"), "load_failure", lambda library: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cl_kernels.doctor().reasons["cuda", "native"] == "there is no CUDA GPU"
+
+
 def test_doctor():
     report = cl_kernels.doctor()
     assert {"cl_kernels", "torch", "python", "cuda", "triton", "cpu"} <= set(report.versions)

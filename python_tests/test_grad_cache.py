@@ -357,6 +357,21 @@ def test_randomness_that_is_not_replayed():
     assert gradients(module) == [None] * 4
 
 
+def test_a_step_reads_nothing_back_from_its_device():
+    """As on a GPU, where that would wait: what is on the meta device cannot be read."""
+    module = encoder(dropout=0.3)
+    cache = GradCache(module, cl_kernels.nt_xent, chunk_size=CHUNK)
+    cache(batch(), batch())  # the first time it is checked that encodings repeat themselves
+    module.to("meta")
+    x, y = batch().to("meta"), batch().to("meta")
+    assert cache(x, y).is_meta and all(g.is_meta for g in gradients(module))
+    unreadable = pytest.raises(RuntimeError, match="on meta tensors")
+    with cl_kernels.debug_checks(), unreadable:
+        cache(x, y)
+    with unreadable:
+        GradCache(module, cl_kernels.nt_xent, chunk_size=CHUNK)(x, y)
+
+
 def test_random_state_after_an_interruption():
     module, calls = encoder(dropout=0.5), []
 

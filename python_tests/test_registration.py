@@ -8,9 +8,17 @@ from torch import nn
 
 import cl_kernels
 from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
-from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, overload
+from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, SELECTORS, overload
 from python_tests.conftest import skip_unless_usable
-from python_tests.helpers import PRIMITIVES, embeddings, filters, leaf, statistics, unit_rows
+from python_tests.helpers import (
+    PRIMITIVES,
+    assert_own_memory,
+    embeddings,
+    filters,
+    leaf,
+    statistics,
+    unit_rows,
+)
 
 each_primitive = pytest.mark.parametrize("primitive", PRIMITIVES)
 
@@ -51,11 +59,8 @@ def test_opcheck(backend, operation, kind):
         torch.library.opcheck(overload(operation, backend), arguments)
 
 
-@pytest.mark.parametrize("operation", FUSED_SCHEMAS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck_fused(operation, dtype):
-    """The losses in one call, which only the compiled library has."""
-    skip_unless_usable("native")
+def fused_arguments(operation, dtype):
+    """All that an operation of the compiled library may be asked for."""
     is_self = operation == "self_contrast"
     first, second, scale, *options = operation_arguments("row_logsumexp", "none", dtype, ())
     second = second[:7]
@@ -63,8 +68,47 @@ def test_opcheck_fused(operation, dtype):
     options[:3] = [ids], [ids], [False]
     for needs in itertools.product([True, False], repeat=3):
         arguments = [first, second, scale, *options, True, 0.5, list(needs)]
-        for more in [[]] if is_self else [[True], [False]]:
-            torch.library.opcheck(overload(operation, "native"), [*arguments, *more])
+        yield from ([*arguments, *more] for more in ([[]] if is_self else [[True], [False]]))
+
+
+@pytest.mark.parametrize("operation", FUSED_SCHEMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck_fused(operation, dtype):
+    """The losses in one call, which only the compiled library has."""
+    skip_unless_usable("native")
+    for arguments in fused_arguments(operation, dtype):
+        torch.library.opcheck(overload(operation, "native"), arguments)
+
+
+@pytest.mark.parametrize("operation", SCHEMAS)
+@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=2)), ids=str)
+def test_results_have_memory_of_their_own(backend, operation, needs):
+    if backend == "chunked" and operation.endswith("backward") and not any(needs):
+        pytest.skip("nobody asks it for the gradient of the scale alone")
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        arguments = operation_arguments(operation, "none", dtype, needs)
+        assert_own_memory(overload(operation, backend)(*arguments), arguments)
+        empty = [x[:0] if isinstance(x, torch.Tensor) and x.dim() else x for x in arguments]
+        assert_own_memory(overload(operation, backend)(*empty), empty)
+
+
+@pytest.mark.parametrize("operation", FUSED_SCHEMAS)
+def test_fused_results_have_memory_of_their_own(operation):
+    skip_unless_usable("native")
+    for arguments in fused_arguments(operation, torch.float32):
+        assert_own_memory(overload(operation, "native")(*arguments), arguments)
+
+
+@pytest.mark.parametrize("k", [2, 20])
+def test_found_pairs_have_memory_of_their_own(backend, k):
+    for M, N in itertools.product([0, 5], [0, 9]):
+        query, key = torch.randn(M, 4), torch.randn(N, 4)
+        arguments = query, key, k, None, None, [], [], [], None, None, None, None
+        assert_own_memory(overload("topk", backend)(*arguments), arguments)
+    if backend in SELECTORS:
+        packed, counts = torch.randint(9, (5, 2, 3)), torch.full((5, 2), 3, dtype=torch.int32)
+        found = overload("select_topk", backend)(packed, counts, k)
+        assert_own_memory(found, (packed, counts))
 
 
 @pytest.mark.parametrize("operation", [o for o in SCHEMAS if o.endswith("backward")])

@@ -35,13 +35,22 @@ def unavailable() -> str | None:
     return None  # it hangs on the device
 
 
-def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
-    if device_type not in _LIBRARIES:
-        return f"the compiled kernels serve {', '.join(_LIBRARIES)} tensors, not {device_type}"
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type not in _LIBRARIES:
+        return f"the compiled kernels serve {', '.join(_LIBRARIES)} tensors, not {device.type}"
     if dtype not in _DTYPES:
         supported = ", ".join(str(d) for d in _DTYPES)
         return f"the compiled kernels serve {supported}, not {dtype}"
-    failure = load_failure(_LIBRARIES[device_type])
-    if failure is None and device_type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
-        return "the CUDA kernels need compute capability 8.0"
+    failure = load_failure(_LIBRARIES[device.type])
+    if failure is None and device.type == "cuda":
+        return _unfit(device)
     return failure
+
+
+def _unfit(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the CUDA kernels need compute capability 8.0, {device} has {major}.{minor}"
+    return None

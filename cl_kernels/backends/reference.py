@@ -14,7 +14,7 @@ def unavailable() -> str | None:
     return None
 
 
-def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
@@ -61,11 +61,10 @@ def _weighted_sum(weights: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
 def _gradients(pairs: _Pairs, weights: Tensor, need_query: bool, need_key: bool):
     a = _weighted_sum(weights, pairs.kept, pairs.key)  # [M, D]
     b = _weighted_sum(weights.T, pairs.kept.T, pairs.query)  # [N, D]
-    nothing = a.new_empty(0)
     grad_scale = _inner(pairs.query, a) if need_query else _inner(pairs.key, b)
     return (
-        pairs.scale * a if need_query else nothing,
-        pairs.scale * b if need_key else nothing,
+        pairs.scale * a if need_query else a.new_empty(0),
+        pairs.scale * b if need_key else b.new_empty(0),
         grad_scale,
     )
 

@@ -46,12 +46,17 @@ def take(inputs: Any, chunk: Chunk, device: torch.device | None = None) -> Any:
     return inputs.to(device=device) if isinstance(inputs, Tensor) else inputs
 
 
+def as_index(rows: slice | Tensor, device: torch.device) -> slice | Tensor:
+    """A chunk's rows as an index of tensors there; a GPU is not waited for."""
+    return rows if isinstance(rows, slice) else rows.to(device, non_blocking=True)
+
+
 def _pick(x: Any, rows: slice | Tensor) -> Any:
     if isinstance(rows, slice):
         return x[rows]
     if isinstance(x, list):
         return [x[row] for row in rows.tolist()]
-    return x[rows.to(x.device)] if isinstance(x, Tensor) else x[rows.tolist()]
+    return x[as_index(rows, x.device)] if isinstance(x, Tensor) else x[rows.tolist()]
 
 
 def _has_rows(x: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from cl_kernels.checks import readable
 from cl_kernels.grad_cache.chunks import split
 from cl_kernels.grad_cache.replay import ModuleState, RandomStates, autocast_disabled, no_sync
 from cl_kernels.grad_cache.tower import GetEmbedding, Tower
@@ -111,6 +112,7 @@ class GradCache:
         self.embedding_device = None if embedding_device is None else torch.device(embedding_device)
         self.scaler = scaler
         self.accumulation_steps = accumulation_steps
+        self._checked: set[str] = set()  # encoders that were seen to repeat themselves
 
     def __call__(self, *inputs: Any, **loss_options: Any) -> Tensor:
         """Adds the gradients to ``.grad`` and returns the loss, detached.
@@ -123,9 +125,11 @@ class GradCache:
             TypeError, ValueError: The message names the argument, what was expected and what came.
                 No gradient was touched.
             FloatingPointError: The loss is not finite. No gradient was touched. With an enabled
-                scaler this is not raised: the scaler skips such a step.
+                scaler this is not raised: the scaler skips such a step. A loss on a GPU is looked
+                at under ``cl_kernels.debug_checks()`` only, as that waits for the GPU.
             RuntimeError: The second encoding of a chunk does not repeat the first. Like an
-                interruption, this leaves incomplete gradients in ``.grad``.
+                interruption, this leaves incomplete gradients in ``.grad``. On a GPU an encoder is
+                checked the first time that it is trained, and under ``debug_checks()``.
         """
         towers = self._towers(inputs)
         states = {m: ModuleState(m) for m in (tower.module for tower in towers) if m is not None}
@@ -141,6 +145,7 @@ class GradCache:
                 state.restore()
         loss = self._backward_to_embeddings(embeddings, loss_options)
         _backward_to_encoders(trained)
+        self._checked.update(tower.name for tower in trained)
         return loss
 
     def _towers(self, inputs: tuple[Any, ...]) -> list[Tower]:
@@ -150,13 +155,14 @@ class GradCache:
         sizes = _one_each("chunk_size", self.chunk_size, len(inputs))
         return [
             Tower(
-                f"encoders[{i}]",
+                name := f"encoders[{i}]",
                 encoder,
                 batch,
                 split(f"inputs[{i}]", batch, size, self.max_tokens),
                 get_embedding=self.get_embedding,
                 device=self.device,
                 embedding_device=self.embedding_device,
+                must_check=name not in self._checked,
             )
             for i, (encoder, batch, size) in enumerate(zip(encoders, inputs, sizes, strict=True))
         ]
@@ -171,7 +177,7 @@ class GradCache:
                 "frozen or run under torch.no_grad()?"
             )
         scaler = self.scaler if self.scaler is not None and self.scaler.is_enabled() else None
-        if scaler is None and not torch.isfinite(loss):
+        if scaler is None and readable(loss) and not torch.isfinite(loss):
             raise FloatingPointError(f"loss: expected a finite number, got {loss.item()}")
         scaled = loss / self.accumulation_steps
         with autocast_disabled():

@@ -157,7 +157,7 @@ def contrast_of(
     if kind is SelfContrast:
         M = N = M + N
     options = call_options(first, (M, N), where, None, logit_bound, (excluded, excluded))
-    name = choose(backend, first.device.type, first.dtype)
+    name = choose(backend, first.device, first.dtype)
     if _recording.active():
         rows, _ = note_call(statistic, name, backend, first, (M, N), options)
         return total(rows, reduction)

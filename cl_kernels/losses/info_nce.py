@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import check_embeddings, check_matches
+from cl_kernels.checks import check_embeddings, check_matches, readable
 from cl_kernels.functional import default_compute_dtype, pair_logits, row_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
@@ -153,7 +153,7 @@ def _check_target(target: Tensor, query: Tensor, positive_key: Tensor) -> None:
         raise ValueError(
             f"target: expected the device of query, {query.device}, got {target.device}"
         )
-    if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
+    if readable(target) and target.numel():
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= positive_key.shape[0]:
             raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose, reason_against, requested
 from cl_kernels._ops import overload
-from cl_kernels.checks import check_count, check_embeddings, check_filters
+from cl_kernels.checks import check_count, check_embeddings, check_filters, readable
 from cl_kernels.csr import Lists, as_csr
 from cl_kernels.pairs import Where
 
@@ -84,9 +84,9 @@ def topk(
     if exclude is not None:
         excluded = as_csr("exclude", exclude, M, N, query.device).within_rows_sorted()
     below, above = (_bound(n, b, query) for n, b in (("below", below), ("above", above)))
-    name = choose(backend, query.device.type, query.dtype)
+    name = choose(backend, query.device, query.dtype)
     if name == "triton":  # the compiled library, if there is one, selects from what its scan finds
-        reason_against("native", query.device.type, query.dtype)
+        reason_against("native", query.device, query.dtype)
     if _recording.active():
         asked = requested(backend)
         source = None if asked is None else asked[1]
@@ -159,6 +159,6 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
     elif isinstance(bound, bool) or not isinstance(bound, (int, float)):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(bound).__name__}")
     bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
-    if bounds.device.type == "cpu" and bool(bounds.isnan().any()):
+    if readable(bounds) and bool(bounds.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got a NaN")
     return bounds.expand(len(query)).contiguous()

@@ -2,8 +2,8 @@
 // and checks are in Python (cl_kernels/_ops.py). Compiled, not yet run on a GPU.
 //
 // Products are torch's own float32 (float64) ones, of embeddings rounded to the compute dtype:
-// torch.backends.cuda.matmul.allow_tf32 holds for them too. Only topk multiplies half types as they
-// are.
+// torch.backends.cuda.matmul.fp32_precision holds for them too. Only topk multiplies half types as
+// they are.
 #include <torch/csrc/stable/accelerator.h>
 
 #include <tuple>

@@ -1,13 +1,12 @@
 """Problems, and the float64 reference's answers to them."""
 
-import os
 from dataclasses import dataclass, field
 
 import torch
 
 from cl_kernels.backends import reference
+from python_tests.devices import DEVICE
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENT_ERROR = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 

@@ -5,13 +5,13 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton.language")
+from python_tests.devices import INTERPRETED, NAMED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytest.importorskip("triton.language")
 
 
 def pytest_collection_modifyitems(items):
-    if INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED or NAMED or torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA GPU, and TRITON_INTERPRET=1 is not set")
     for item in items:
@@ -21,14 +21,21 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Tiles that small problems have several of, and NaN in what is not written."""
+    """Whether tiles are so small that small problems have several of them, and serve any width."""
     from cl_kernels.backends.triton import configs
 
-    if INTERPRETED:
+    if not INTERPRETED:
+        return False
 
-        def candidates(arch, family, kind, width):
-            return [configs.Config(32, 16, 64 if width > 256 else 0, 4, 1)]
+    def candidates(arch, family, kind, width):
+        return [configs.Config(32, 16, 64 if width > 256 else 0, 4, 1)]
 
-        monkeypatch.setattr(configs, "candidates", candidates)
+    monkeypatch.setattr(configs, "candidates", candidates)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def nan_in_new_memory(monkeypatch):
+    """NaN in what is not written."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.manual_seed(0)

@@ -1,5 +1,9 @@
 """The table, what serves a device, and what is done where a configuration does not fit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import triton
@@ -52,15 +56,18 @@ def refusals(limit):
 
 def test_the_first_that_fits(monkeypatch):
     monkeypatch.undo()
-    first = configs.configured(90, "row_forward", "half", 128)
+    monkeypatch.setattr(launch, "_fitting", {})
     case = 90, "row_forward", "half", 128
+    first = configs.configured(*case)
+    case = torch.device("cuda:0"), *case
     assert launch.first_that_fits(*case, refusals(10**9)) == first
     smaller = launch.first_that_fits(*case, refusals(64 * 64))
     assert smaller.BLOCK_M * smaller.BLOCK_N <= 64 * 64
-    assert launch.first_that_fits(*case, refusals(64 * 64)) == smaller
+    assert launch.first_that_fits(*case, refusals(10**9)) == smaller  # nothing is tried again
+    other = torch.device("cuda:1"), *case[1:]
+    assert launch.first_that_fits(*other, refusals(10**9)) == first
     with pytest.raises(RuntimeError, match=r"no row_forward configuration fits sm_90 .*of 10 shar"):
         launch.first_that_fits(*case, refusals(10))
-    launch._fitting.clear()
 
 
 @pytest.mark.parametrize("R", [1, 100, 500])
@@ -76,6 +83,67 @@ def test_compact_ids(monkeypatch, R, sorted_from):
     a, b = ids.compact_ids(few, few)
     assert a is b
     assert torch.equal(a[:, None] == a[None, :], few[:, None] == few[None, :])
+
+
+def test_compact_ids_of_memory_that_is_not_the_same(monkeypatch):
+    """Empty tensors, tensors on no device, and every other element of a tensor."""
+    monkeypatch.setattr(ids, "SORTED_FROM", 0)
+    for device in (DEVICE, "meta"):
+        size = 7 if device == "meta" else 0
+        both = [torch.empty(size, dtype=torch.int64, device=device) for _ in range(2)]
+        a, b = ids.compact_ids(*both)
+        assert a is not b and len(a) == len(b) == size
+    steps = torch.arange(20, device=DEVICE)
+    a, b = ids.compact_ids(steps[:10], steps[::2])
+    assert torch.equal(a[:, None] == b[None, :], steps[:10, None] == steps[None, ::2])
+    monkeypatch.setattr(ids, "SORTED_FROM", 10**9)
+    a, b = ids.compact_ids(steps[::2], steps[::2])
+    assert a is b and len(a.unique()) == 10
+
+
+PRECISIONS = """
+import os, sys, torch
+from cl_kernels.backends.triton import configs
+
+for line in sys.stdin.read().splitlines():
+    if not os.fork():  # settings are the process's
+        exec(line)
+        print(configs.kind(torch.float32), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+SETTINGS = {
+    "pass": "ieee",
+    "torch.set_float32_matmul_precision('highest')": "ieee",
+    "torch.set_float32_matmul_precision('high')": "tf32",
+    "torch.set_float32_matmul_precision('medium')": "tf32",
+    "torch.backends.cuda.matmul.allow_tf32 = True": "tf32",
+    "torch.backends.cuda.matmul.allow_tf32 = False": "ieee",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "tf32",
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": "ieee",
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+    "torch.backends.fp32_precision = 'ieee'": "ieee",
+    "torch.backends.fp32_precision = 'bf16'": "ieee",  # which CUDA's products do not have
+    "torch.backends.fp32_precision = 'tf32'; "
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": "ieee",
+    "torch.backends.fp32_precision = 'tf32'; "
+    "torch.backends.cuda.matmul.fp32_precision = 'none'": "tf32",
+    "torch.backends.fp32_precision = 'ieee'; torch.set_float32_matmul_precision('high')": "tf32",
+    "torch.set_float32_matmul_precision('high'); "
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": "ieee",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+def test_products_are_as_precise_as_torchs():
+    """Whichever of its settings was made."""
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"}
+    run = subprocess.run(
+        [sys.executable, "-c", PRECISIONS], input="\n".join(SETTINGS), env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    found = dict(zip(SETTINGS, run.stdout.split(), strict=True))
+    assert found == SETTINGS, run.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(65536, 65536), (100, 10**6), (10**6, 100), (1, 1)])

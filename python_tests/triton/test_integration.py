@@ -1,12 +1,17 @@
 """The kernels behind the package's own functions: autograd, torch.compile, refusals."""
 
+from itertools import product
+
 import pytest
 import torch
 
 import cl_kernels
 from cl_kernels.backends import triton as kernels
+from python_tests.helpers import assert_own_memory
 
-from .cases import DEVICE, unit_rows
+from .cases import DEVICE, random_case, unit_rows, upstream
+
+FORWARD = "row_logsumexp", "row_logsumexp_mean_key", "row_col_logsumexp"
 
 
 def step(query, key, scale, backend):
@@ -72,3 +77,18 @@ def test_a_width_beyond_the_table_is_refused():
     x = torch.randn(4, 5000, device=DEVICE)
     with pytest.raises(ValueError, match="up to 4096 columns, got 5000"):
         cl_kernels.row_logsumexp(x, x, backend="triton")
+
+
+@pytest.mark.parametrize(("M", "N"), [(20, 30), (0, 5), (5, 0)])
+def test_results_have_memory_of_their_own(M, N):
+    case, square = (random_case(M, n, 16, peaked=False) for n in (N, M))
+    (g, h), (row, col) = upstream(M, N), kernels.row_col_logsumexp(*case.args)
+    calls = [(name, case.args) for name in FORWARD]
+    calls.append(("self_logsumexp", square.self_args))
+    calls.append(("self_logsumexp_backward", (g, row, *square.self_args)))
+    for need in product([True, False], repeat=2):
+        calls.append(("row_logsumexp_backward", (g, row, *case.args, *need)))
+        calls.append(("row_col_logsumexp_backward", (g, h, row, col, *case.args, *need)))
+    calls.append(("topk", (case.query, case.key, 3, None, None, [], [], [], *(None,) * 4)))
+    for name, arguments in calls:
+        assert_own_memory(getattr(kernels, name)(*arguments), arguments)

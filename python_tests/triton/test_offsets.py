@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from python_tests.devices import DEVICE
+
 PROGRAM = """
 import torch, triton, triton.language as tl
 from cl_kernels.backends.triton.tiles import load_rows
@@ -51,13 +53,12 @@ torch.testing.assert_close(row[0, first:].double(), exact, rtol=1e-5, atol=1e-5)
     not sys.platform.startswith("linux"), reason="counts on memory as Linux gives it"
 )
 def test_offsets_past_two_to_the_31():
-    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-    if device == "cuda" and torch.cuda.mem_get_info()[0] < 2**33:
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 2**33:
         pytest.skip("needs 8 GB of free GPU memory")
     # Triton reads the source of its kernels from a file.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = {**os.environ, "PYTHONPATH": root}
-    program = f"DEVICE = {device!r}\n" + PROGRAM
+    program = f"DEVICE = {DEVICE!r}\n" + PROGRAM
     code = (
         "import tempfile, runpy, sys\n"
         "with tempfile.NamedTemporaryFile('w', suffix='.py') as f:\n"

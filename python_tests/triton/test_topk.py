@@ -121,19 +121,41 @@ def test_nan_keys_are_never_found_and_nan_queries_find_nothing():
     assert (indices[7] == -1).all() and (indices[0] % 3 > 0).all()
 
 
+def plan_tightly(monkeypatch, spare=0):
+    """One part and buffers of a tile and k places, whatever the tiles; how wide those are."""
+
+    def plan(M, N, k, config, processors):
+        tiles = -(-N // config.BLOCK_N)
+        return rounds.Plan(M, 1, config.BLOCK_N + k + spare, 1, (1, 3, tiles), True)
+
+    monkeypatch.setattr(rounds, "plan", plan)
+    monkeypatch.setattr(rounds, "stride", lambda tiles: 1)
+    arch, kind = configs.architecture(torch.device(DEVICE)), configs.kind(torch.float32)
+    return configs.candidates(arch, "topk", kind, 16)[0].BLOCK_N
+
+
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_full_buffer_is_tightened(monkeypatch, everything):
     """Later rounds are better in every tile, so that a small buffer overflows again and again."""
-    M, N, k = 20, 320, 3
+    M, N, k = 20, 20 * plan_tightly(monkeypatch), 3
     query, key = integers(M, 4, most=1), integers(N, 4, most=1)
     query[:, 0], key[:, 0] = 4.0, torch.arange(N, device=DEVICE) // 2
     if everything:
         key[:, 0] *= -1.0  # factors are negative
-    capacity = 16 + k  # a tile and the best of those before, exactly
-    small = rounds.Plan(M, 1, capacity, 1, (1, 3, 20), True)
-    monkeypatch.setattr(rounds, "stride", lambda tiles: 1)
-    monkeypatch.setattr(rounds, "plan", lambda *_: small)
     check(query, key, k, (*options(M, N, everything)[:7], None, None))
+
+
+def test_a_plan_that_overruns_its_buffers_is_refused(monkeypatch):
+    N = 20 * plan_tightly(monkeypatch, spare=-1)
+    with pytest.raises(
+        ValueError, match=r"capacity: expected at least \d+ places .* and k = 3, got"
+    ):
+        kernels.topk(integers(20, 4), integers(N, 4), 3, *options(20, N, False))
+    config = configs.Config(32, 16, 0, 4, 1)
+    fits = rounds.Plan(20, 2, 32, 1, (4, 20), False)  # two tiles, then eight, of each part
+    with pytest.raises(ValueError, match="expected at least 128 places"):
+        fits.check(3, config)
+    fits._replace(capacity=128).check(3, config)
 
 
 def test_a_first_round_that_finds_fewer_than_k():
@@ -207,12 +229,7 @@ def test_plans_fit_the_workspace(monkeypatch, M, N, k):
     assert plan.rows * (8 * plan.buffers * plan.capacity + 12 * k) <= 64e6
     assert plan.ends[-1] == tiles and list(plan.ends) == sorted(set(plan.ends))
     assert plan.rows == M or plan.rows % 128 == 0 or plan.rows < 128
-    # A round that stores all its pairs has a place for each; others hold k and one tile more.
-    stored = zip((0, *plan.ends), plan.ends[: 1 if plan.bounded else None], strict=False)
-    for begin, end in stored:
-        assert -(-(end - begin) // plan.parts) * 128 <= plan.capacity
-    if plan.bounded:
-        assert plan.capacity >= k + 128
+    plan.check(k, config)
     if len(plan.ends) > 1:
         assert plan.carried * plan.capacity >= k
 

@@ -37,5 +37,5 @@ def unavailable() -> str | None:
     return None
 
 
-def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return None

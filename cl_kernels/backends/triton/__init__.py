@@ -40,17 +40,15 @@ def unavailable() -> str | None:
     return "there is no CUDA GPU (TRITON_INTERPRET=1 interprets the kernels on the CPU, for tests)"
 
 
-def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why tensors like these cannot be served, or None."""
     if dtype not in DTYPES:
         return f"the Triton kernels serve float32, bfloat16 and float16, not {dtype}"
     if INTERPRETED:
         return None
-    if device_type != "cuda":
-        return f"the Triton kernels serve cuda tensors, not {device_type}"
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        return (
-            f"the Triton kernels need compute capability 8.0, not {capability[0]}.{capability[1]}"
-        )
+    if device.type != "cuda":
+        return f"the Triton kernels serve cuda tensors, not {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the Triton kernels need compute capability 8.0, {device} has {major}.{minor}"
     return None

@@ -8,7 +8,8 @@ Nothing runs it by itself: a line is added to ``table.py`` by hand, once it is b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 
@@ -19,7 +20,7 @@ from . import configs
 from .gradients import row_col_logsumexp_backward, row_logsumexp_mean_key
 from .logsumexp import row_col_logsumexp, row_logsumexp
 from .self_logsumexp import self_logsumexp, self_logsumexp_backward
-from .table import WIDE, Config
+from .table import Config
 from .topk import topk
 
 SELF_FAMILIES = ("self_forward", "self_backward")
@@ -70,12 +71,27 @@ def operation(family: str, rows: int, width: int, dtype: torch.dtype) -> Callabl
     )
 
 
+@contextmanager
+def configured_as(lines: Mapping[str, Config]) -> Iterator[None]:
+    """Kernels of these families with one configuration each, whatever the table says."""
+    original = configs.candidates
+
+    def candidates(arch: int, family: str, kind: str, width: int) -> list[Config]:
+        config = lines.get(family.removesuffix("_masked"))
+        return [config] if config else original(arch, family, kind, width)
+
+    configs.candidates = candidates
+    try:
+        yield
+    finally:
+        configs.candidates = original
+
+
 def tune(family: str, rows: int, width: int, dtype: torch.dtype) -> str:
     """The table's line for the fastest configuration, with its time and the time before."""
     arch, kind = configs.architecture(torch.device("cuda")), configs.kind(dtype)
     padded = configs.padded_width(width)
     call = operation(family, rows, width, dtype)
-    original = configs.candidates
     default = configs.configured(arch, family, kind, padded)
     deterministic = torch.are_deterministic_algorithms_enabled()
     times: dict[Config, float] = {}
@@ -83,21 +99,16 @@ def tune(family: str, rows: int, width: int, dtype: torch.dtype) -> str:
     try:
         for config in dict.fromkeys((default, *space(family, padded))):
 
-            def candidates(arch, wanted, kind, width, config=config):
-                only = wanted.removesuffix("_masked") == family
-                return [config] if only else original(arch, wanted, kind, width)
-
-            configs.candidates = candidates
             try:
-                times[config] = triton.testing.do_bench(call, return_mode="median")
+                with configured_as({family: config}):
+                    times[config] = triton.testing.do_bench(call, return_mode="median")
             except RuntimeError:  # it does not fit
                 continue
             print(f"# {times[config]:9.3f} ms {config}", flush=True)
     finally:
-        configs.candidates = original
         torch.use_deterministic_algorithms(deterministic)
     best = min(times, key=times.__getitem__)
-    key = arch, family, kind, padded if padded <= 256 else WIDE
+    key = configs.line(arch, family, kind, padded)
     before = f"{times[default]:.3f} ms" if default in times else "nothing that fits"
     return f"    {key}: {best},  # {times[best]:.3f} ms at {rows} x {width}, before {before}"
 

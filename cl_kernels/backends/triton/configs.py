@@ -10,6 +10,7 @@ from .table import TABLE, WIDE, Config
 __all__ = ["TABLE", "WIDE", "Config"]
 
 SLAB_BYTES = 256 * 2**20  # of the weights of a wide problem that exist at a time
+SLAB_SHAPE: tuple[int, int] | None = None  # rows and columns of one, where not what fits
 SLAB_UNIT = 256  # what their sides are multiples of, for whole tiles
 PARTIAL_BYTES = 256 * 2**20  # of partial column sums that exist at a time
 
@@ -24,8 +25,9 @@ def kind(compute_dtype: torch.dtype) -> str:
     if compute_dtype in (torch.float16, torch.bfloat16):
         return "half"
     if compute_dtype == torch.float32:
-        # As torch's own products on CUDA: "high" and "medium" both use TF32.
-        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        # As torch's own products on CUDA, whichever of its settings was made: torch's getter for
+        # the older one raises once a newer one was used.
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     raise ValueError(
         f"compute_dtype: the Triton kernels multiply float32, bfloat16 or float16, "
         f"not {compute_dtype}"
@@ -50,12 +52,16 @@ def padded_width(D: int) -> int:
     return max(16, triton.next_power_of_2(D)) if D <= 256 else triton.cdiv(D, 64) * 64
 
 
-def configured(arch: int, family: str, kind: str, width: int) -> Config:
-    """The table's configuration: that of the least width which is not below this one."""
+def line(arch: int, family: str, kind: str, width: int) -> tuple[int, str, str, int]:
+    """The table's line for a width: that of the least width which is not below it."""
     widths = [w for a, f, k, w in TABLE if (a, f, k) == (arch, family, kind) and w >= width]
     if not widths:
         raise LookupError(f"sm_{arch}: no {family} configuration for {kind} rows of width {width}")
-    return TABLE[arch, family, kind, min(widths)]
+    return arch, family, kind, min(widths)
+
+
+def configured(arch: int, family: str, kind: str, width: int) -> Config:
+    return TABLE[line(arch, family, kind, width)]
 
 
 def _smaller(config: Config) -> Config | None:

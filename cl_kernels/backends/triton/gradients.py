@@ -147,11 +147,10 @@ def visit(problem: Problem, x: Side, y: Side, gain: Tensor | None, both: bool):
 
 def gradients(problem: Problem, of_rows, of_cols, need_query: bool, need_key: bool):
     """Gradients of queries, keys and scale; ``of_rows``, ``of_cols``: (grad, lse) or Nones."""
-    none = problem.empty(0)
     if problem.M == 0 or problem.N == 0:
         return (
-            problem.full(problem.query.shape, 0.0) if need_query else none,
-            problem.full(problem.key.shape, 0.0) if need_key else none,
+            problem.full(problem.query.shape if need_query else (0,), 0.0),
+            problem.full(problem.key.shape if need_key else (0,), 0.0),
             problem.full((), 0.0),
         )
     query, key = sides(problem, of_rows, of_cols)
@@ -171,15 +170,15 @@ def gradients(problem: Problem, of_rows, of_cols, need_query: bool, need_key: bo
             sum_query, _ = visit(problem, query, key, gain, both=False)
         if want_key:
             sum_key, _ = visit(problem, key, query, gain, both=False)
-    grad_query = grad_key = none
-    products = none
+    # Results may not share memory: each starts with an empty tensor of its own.
+    grad_query, grad_key, products = (problem.empty(0) for _ in range(3))
     if sum_key is not None:
         grad_key, products = finish_gradient(sum_key, key.rows, problem.scale, gain, problem.D)
     if sum_query is not None:
         grad_query, products = finish_gradient(
             sum_query, query.rows, problem.scale, gain, problem.D
         )
-    return grad_query if need_query else none, grad_key, products.sum()
+    return grad_query if need_query else problem.empty(0), grad_key, products.sum()
 
 
 def row_logsumexp_backward(grad, lse, query, key, scale, *options):

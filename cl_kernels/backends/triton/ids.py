@@ -47,10 +47,18 @@ def _numbered(ids: Tensor) -> Tensor:
     return numbers.scatter_(0, order, changes.cumsum(0, dtype=torch.int32))
 
 
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    # Tensors that are empty, or on no real device, all have the address 0.
+    same_address = a.data_ptr() == b.data_ptr() != 0
+    return same_address and a.shape == b.shape and a.stride() == b.stride()
+
+
 def compact_ids(query_ids: Tensor, key_ids: Tensor) -> tuple[Tensor, Tensor]:
     """One filter's ids as int32; one tensor twice where they were one tensor."""
-    if query_ids.data_ptr() == key_ids.data_ptr() and len(query_ids) == len(key_ids):
-        numbers = _numbered(query_ids)
+    if _same_memory(query_ids, key_ids):
+        numbers = _numbered(query_ids.contiguous())
         return numbers, numbers
     numbers = _numbered(torch.cat([query_ids, key_ids]))
     M = len(query_ids)

@@ -32,10 +32,13 @@ def launch(
 _fitting: dict[tuple, int] = {}
 
 
-def first_that_fits(arch: int, family: str, kind: str, width: int, run: Callable[[Config], Any]):
+def first_that_fits(
+    device: torch.device, arch: int, family: str, kind: str, width: int,
+    run: Callable[[Config], Any],
+):  # fmt: skip
     """``run`` with the table's configuration, or with the first after it that fits the device."""
-    case = arch, family, kind, width
-    candidates = configs.candidates(*case)
+    candidates = configs.candidates(arch, family, kind, width)
+    case = device, family, kind, width  # devices of one architecture differ in shared memory
     failures = []
     for i in range(_fitting.get(case, 0), len(candidates)):
         try:

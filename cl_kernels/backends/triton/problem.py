@@ -111,7 +111,8 @@ class Problem:
         """``run`` with the table's configuration, or with the first after it that fits."""
         masked = self.filtered or self.M % LARGEST_BLOCK != 0 or self.N % LARGEST_BLOCK != 0
         family = configs.family_for(self.arch, family, self.kind, masked)
-        return first_that_fits(self.arch, family, self.kind, min(self.width, configs.WIDE), run)
+        width = min(self.width, configs.WIDE)
+        return first_that_fits(self.device, self.arch, family, self.kind, width, run)
 
     def launch(self, kernel, programs: int, config: Config, *args, M=None, N=None, **constexprs):
         M, N = self.M if M is None else M, self.N if N is None else N

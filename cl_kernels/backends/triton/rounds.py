@@ -35,6 +35,22 @@ class Plan(NamedTuple):
     def buffers(self) -> int:
         return self.parts + self.carried
 
+    def check(self, k: int, config: Config) -> None:
+        """Raises unless the buffers hold what the rounds put into them: kernels do not look.
+
+        A round that stores all its pairs has a place for each; in the others a tile comes to at
+        least k pairs, of which none may be dropped.
+        """
+        least = config.BLOCK_N + k if self.bounded else 0
+        stored = self.ends[:1] if self.bounded else self.ends
+        for begin, end in zip((0, *stored), stored, strict=False):
+            least = max(least, triton.cdiv(end - begin, self.parts) * config.BLOCK_N)
+        if self.capacity < least:
+            raise ValueError(
+                f"capacity: expected at least {least} places for tiles of {config.BLOCK_N} keys "
+                f"and k = {k}, got {self.capacity}"
+            )
+
 
 def stride(tiles: int) -> int:
     """Steps by which every tile is visited once, and any few visits are spread over all tiles."""

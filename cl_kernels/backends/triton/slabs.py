@@ -107,6 +107,8 @@ class Blocks:
         # A thin W has long blocks; equal blocks leave no sliver at the end.
         self.row_step = self._step(rows, max(edge, configs.SLAB_BYTES // size // cols))
         self.col_step = self._step(cols, max(edge, configs.SLAB_BYTES // size // self.row_step))
+        if configs.SLAB_SHAPE is not None:
+            self.row_step, self.col_step = configs.SLAB_SHAPE
         self.buffer: Tensor | None = None
 
     @staticmethod

@@ -199,6 +199,7 @@ class Search(Problem):
 
     def run(self, config: Config) -> tuple[Tensor, Tensor]:
         plan = rounds.plan(self.M, self.N, self.k, config, processors(self.device))
+        plan.check(self.k, config)
         size = plan.rows, plan.buffers, plan.capacity
         buffers = torch.empty(size, dtype=torch.int64, device=self.device)
         values = torch.empty(self.M, self.k, dtype=torch.float32, device=self.device)

@@ -1,0 +1,152 @@
+"""The kernels with the table's own tiles, as on a GPU: one line for each shape of tile that a
+family has, and of each family one on sizes that its tiles divide."""
+
+import pytest
+import torch
+
+from cl_kernels.backends import reference
+from cl_kernels.backends import triton as kernels
+from cl_kernels.backends.triton import configs, rounds
+from cl_kernels.backends.triton.problem import LARGEST_BLOCK
+from python_tests.devices import INTERPRETED
+
+from .cases import assert_gradient, assert_value, filters_of, random_case, upstream
+from .test_topk import check as check_topk
+from .test_topk import integers, options, plan_tightly
+
+# On a GPU the other tests have the table's tiles.
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 is not set")
+
+OPERATIONS = {
+    "row_forward": ("row_logsumexp",),
+    "row_col_forward": ("row_col_logsumexp",),
+    "self_forward": ("self_logsumexp",),
+    "mean_key": ("row_logsumexp_mean_key",),
+    "backward": ("row_logsumexp_backward", True, False),
+    "backward_both": ("row_col_logsumexp_backward", True, True),
+    "self_backward": ("self_logsumexp_backward",),
+    "weights": ("row_col_logsumexp_backward", True, True),
+}
+
+
+def shape(config):
+    return config.BLOCK_M, config.BLOCK_N, config.BLOCK_D > 0
+
+
+def each_line(families, kind_of=shape):
+    """Lines of the table of some families, the first of each kind of configuration."""
+    found = {}
+    for line, config in configs.TABLE.items():
+        family = line[1].removesuffix("_masked")
+        if family in families:
+            found.setdefault((family, kind_of(config)), line)
+    names = ["-".join(map(str, line)) for line in found.values()]
+    return pytest.mark.parametrize("line", list(found.values()), ids=names)
+
+
+@pytest.fixture
+def small_tiles():
+    """None of them."""
+    return False
+
+
+@pytest.fixture(autouse=True)
+def served_by_the_line(monkeypatch, line):
+    """Calls are of the line's architecture and precision, and ask for it."""
+    arch, _, kind, _ = line
+    asked, configured = [], configs.configured
+
+    def noted(*case):
+        asked.append(configured(*case))
+        return asked[-1]
+
+    monkeypatch.setattr(configs, "configured", noted)
+    monkeypatch.setattr(configs, "architecture", lambda device: arch)
+    monkeypatch.setattr(configs, "kind", lambda dtype: kind)
+    yield
+    assert configs.TABLE[line] in asked
+
+
+def embeddings_of(line):
+    """A width that the line serves, not a whole tile and not a narrower line's, and a dtype."""
+    _, family, kind, width = line
+    least = max((w for *case, w in configs.TABLE if case == [*line[:3]] and w < width), default=0)
+    if family.startswith("weights"):
+        least = configs.KNEE[kind]
+    return least + 9, torch.bfloat16 if kind == "half" else torch.float32
+
+
+def tensors(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+def arguments(operation, case, grads):
+    """What an operation takes, for the kernels and in float64."""
+    of_self = operation.startswith("self")
+    args, exact = (case.self_args, case.exact_self) if of_self else (case.args, case.exact)
+    if not operation.endswith("backward"):
+        return args, exact
+    saved = tensors(getattr(reference, operation.removesuffix("_backward"))(*exact))
+    grads = grads[: len(saved)]
+    rounded, doubled = [x.float() for x in saved], [g.double() for g in grads]
+    return (*grads, *rounded, *args), (*doubled, *saved, *exact)
+
+
+def check(line, M, N, filters):
+    family = line[1].removesuffix("_masked")
+    operation, *needs = OPERATIONS[family]
+    D, dtype = embeddings_of(line)
+    case = random_case(M, M if family.startswith("self") else N, D, dtype)
+    case.filters = filters_of(filters, len(case.query), len(case.key))
+    grads = upstream(len(case.query), len(case.key))
+    args, exact = arguments(operation, case, grads)
+    actual = tensors(getattr(kernels, operation)(*args, *needs))
+    expected = tensors(getattr(reference, operation)(*exact, *needs))
+    for ours, theirs in zip(actual, expected, strict=True):
+        if theirs.dim() == 2:
+            assert_gradient(ours, theirs, dtype, case.scale)
+        elif theirs.dim() == 1:
+            assert_value(ours, theirs, case.scale)
+        else:  # the scale's gradient, a small difference of large terms
+            assert (ours - theirs).abs() <= 4e-3 * (theirs.abs() + sum(g.norm() for g in grads))
+
+
+@each_line(OPERATIONS)
+def test_masked_tiles(line):
+    arch, family, kind, _ = line
+    if configs.family_for(arch, family, kind, masked=True) == family:
+        check(line, 150, 200, "two")
+    else:  # another line serves those
+        check(line, LARGEST_BLOCK, LARGEST_BLOCK, "none")
+
+
+@each_line(OPERATIONS, kind_of=lambda config: config.BLOCK_D > 0)
+def test_whole_tiles_without_filters(line):
+    check(line, LARGEST_BLOCK, LARGEST_BLOCK, "none")
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")  # of the interpreter's maximum
+class TestTopK:
+    @each_line(["topk"])
+    def test_bounded(self, monkeypatch, line):
+        monkeypatch.setattr(rounds, "FEW_KEYS", 0)
+        M, N = configs.TABLE[line].BLOCK_M - 9, 5 * configs.TABLE[line].BLOCK_N + 9
+        check_topk(*searched(line, M, N), 5, options(M, N))
+
+    @each_line(["topk"], kind_of=lambda config: config.BLOCK_N)
+    def test_all_pairs_stored(self, monkeypatch, line):
+        monkeypatch.setattr(rounds, "STORED_KEYS", 16)
+        M, N = configs.TABLE[line].BLOCK_M, 4 * configs.TABLE[line].BLOCK_N
+        check_topk(*searched(line, M, N), 5, options(M, N, everything=False))
+
+    @each_line(["topk"], kind_of=lambda config: None)
+    def test_full_buffers(self, monkeypatch, line):
+        M, N = 20, 4 * plan_tightly(monkeypatch)
+        query, key = searched(line, M, N)
+        query[:, 0], key[:, 0] = 4.0, torch.arange(N) // 2
+        check_topk(query, key, 3, options(M, N, everything=False))
+
+
+def searched(line, M, N):
+    D, dtype = embeddings_of(line)
+    return integers(M, D, dtype=dtype), integers(N, D, dtype=dtype)
