@@ -16,7 +16,7 @@ NATIVE := cl_kernels/_cpu.so
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo sbert test soak lint format bench kernels gpu-check clean distclean
+.PHONY: help build demo sbert test soak lint format bench kernels gpu-check gpu-rehearsal precompile clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -66,8 +66,14 @@ bench: build  ## all benchmarks; ARGS=--quick for subsets of a few minutes
 kernels: build  ## compile every GPU kernel and print its registers, spills and shared memory
 	$(BIN)/python -m tools.kernels $(ARGS)
 
+gpu-rehearsal: build  ## go through gpu-check without a GPU, with Triton's real cache keys
+	$(BIN)/python -m tools.rehearsal $(ARGS)
+
+precompile: build  ## compile for a GPU machine what gpu-check will run there, into build/gpu
+	$(BIN)/python -m tools.precompile $(ARGS)
+
 # No .venv is made for it: a GPU machine may have no network. Its own python3 serves as well.
-gpu-check:  ## build, test, sanitize and measure on this machine's GPU, within nine minutes
+gpu-check:  ## prove and time every kernel on this machine's GPU, in five and a half minutes
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 clean:  ## remove what was built, keep .venv

@@ -184,7 +184,7 @@ def report(summary: dict[str, Any], brief: bool = False) -> str:
 
 def committed() -> list[dict[str, Any]]:
     """Every machine's full run."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/summary.json"))]
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*/summary.json"))]
 
 
 def main() -> None:

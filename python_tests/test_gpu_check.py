@@ -1,27 +1,49 @@
-"""``make gpu-check`` without a GPU: its stages, its dry run, and that it refuses to start."""
+"""``make gpu-check`` without a GPU: gone through whole, with Triton's real keys and nothing
+launched, with faults and without, and from sources in another folder."""
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.gpu import measure, report, stages
-from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
-from benchmarks.gpu.stages import Stage
+pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
+
+from benchmarks.gpu import diagnosis, stages
+from benchmarks.gpu.worker import FAULTS
+from tools.precompile import counts
+from tools.rehearsal import copied_sources
 
 ROOT = Path(__file__).parents[1]
+FILES = {"summary.json", "results.jsonl", "logs.tgz", "diagnosis.txt"}
+CLIP, SEARCH = "clip-65536x768 ours", "topk-64x128-k10of2048 ours"
 
 
-def check(*arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def environment(**more):
+    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", FAULTS)}
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
+
+
+def check(*arguments, sources=ROOT, **more):
+    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        command, cwd=sources, env=environment(**more), capture_output=True, text=True
+    )
+
+
+def rehearse(folder, cache, *arguments, **more):
+    done = check(
+        "--rehearse", "keys", "--results", folder, "--commit", "abc123", *arguments,
+        TRITON_CACHE_DIR=str(cache), **more,
     )  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == FILES, done.stderr
+    return done, json.loads((folder / "summary.json").read_text())
 
 
 def test_one_clear_line_without_a_gpu(tmp_path):
@@ -32,102 +54,109 @@ def test_one_clear_line_without_a_gpu(tmp_path):
 
 
 @pytest.mark.slow
-def test_dry_run(tmp_path):
-    done = check("--results", tmp_path, "--dry-run", "--commit", "abc")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = tmp_path.iterdir()
-    stage_results = json.loads((folder / "check.json").read_text())["stages"]
-    assert {s["name"]: s["result"] for s in stage_results} == {
-        "build": "left out of a dry run",
-        "smoke": "passed",
-        "tests on the GPU": "passed",
-        "memcheck": "left out of a dry run",
-        "racecheck": "left out of a dry run",
-        "measure goals": "passed",
-        "measure topk": "passed",
-        "measure small": "passed",
-        "measure huge": "passed",
-    }
-    goals = json.loads((folder / "goals.json").read_text())
-    assert goals["machine"]["commit"] == "abc"
-    measured = {(e["name"], e["who"]): e for e in goals["measured"]}
-    assert {who for _, who in measured} >= {"ours", "eager", "product", "compiled"}
-    assert all(e["seconds"] > 0 for e in measured.values())
-    assert "| info_nce, deterministic | 96" in done.stdout
-    assert "| topk, 5 of 96 " in done.stdout and "| topk_filtered, 5 of 96 " in done.stdout
-    assert "Not installed here" in done.stdout
+def test_a_rehearsal_with_faults_and_one_elsewhere(tmp_path):
+    """One test, since the second process looks for what the first has asked for."""
+    faults = {
+        CLIP: "hang", SEARCH: "crash", "row bfloat16 D=64 bounded": "break", "copy 2 GB": "fail",
+        "python_tests/triton/test_configs.py::test_an_unknown_width_is_named": "fail",
+    }  # fmt: skip
+    start = time.perf_counter()
+    done, summary = rehearse(tmp_path / "a", tmp_path / "keys", **{FAULTS: json.dumps(faults)})
+    assert time.perf_counter() - start < 300
+    assert done.returncode == 1
+    assert_every_stage_answered(summary, set(faults))
+    goals = summary["results"]["goals"]
+    assert "hangs: killed after 12 s" in goals[CLIP]["error"]
+    assert "died of SIGABRT" in goals[SEARCH]["error"]
+    assert_said(done.stdout, tmp_path / "a")
+
+    with copied_sources() as sources:
+        done, again = rehearse(tmp_path / "b", tmp_path / "keys", sources=sources)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert again["about"]["commit"] == "abc123"  # there is no git to ask
+    hits, misses = counts(again)
+    # What asked for them first was the cases that were made to fail.
+    late = sum(again["results"]["goals"][case]["misses"] for case in (CLIP, SEARCH))
+    assert hits > 300 and misses == late, (hits, misses)
 
 
-def run(tmp_path, *code, seconds=20.0, left=100.0, **stage):
-    command = [sys.executable, "-c", "; ".join(code)]
-    return stages.run(Stage("a stage", seconds, command, **stage), tmp_path, left)
+def assert_every_stage_answered(summary, faulty):
+    assert list(summary["results"]) == [stage.name for stage in stages.FIRST]
+    for stage in stages.FIRST:
+        results = summary["results"][stage.name]
+        if stage.cases is not None:
+            assert set(results) == set(stage.cases)
+        failed = {case for case, result in results.items() if "error" in result}
+        assert failed == faulty & set(results), stage.name
+    tests = summary["results"]["tests"]
+    assert sum(result.get("outcome") == "passed" for result in tests.values()) > 200
+    assert counts(summary)[1] > 300
 
 
-def test_a_stage_passes_fails_and_runs_out_of_time(tmp_path):
-    passed = run(tmp_path, "import os", "print(os.environ['X'])", environment={"X": "hello"})
-    assert (passed.result, passed.good) == ("passed", True)
-    assert stages.ending(tmp_path / passed.log).strip() == "hello"
-    failed = run(tmp_path, "raise SystemExit(3)")
-    assert (failed.result, failed.good) == ("failed (3)", False)
-    late = run(tmp_path, "import time", "time.sleep(60)", seconds=1.0, left=6.0)
-    assert (late.result, late.good) == ("out of time", False)
-    assert late.seconds < 30
+def assert_said(printed, folder):
+    text = (folder / "diagnosis.txt").read_text().strip()
+    assert printed.strip().endswith(text) and len(text) <= diagnosis.MOST
+    assert "commit abc123" in text and "a rehearsed failure" in text
+    assert "clip-65536x768: hangs: killed" in text
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert len(lines) > 400 and {"stage", "case", "at"} <= set(lines[0])
+    with tarfile.open(folder / "logs.tgz") as tar:
+        assert any("goals-" in name for name in tar.getnames())
 
 
-def test_a_stage_that_cannot_run_is_named(tmp_path):
-    absent = run(tmp_path, "", missing="no cmake", required=False)
-    assert (absent.result, absent.good) == ("no cmake", True)
-    assert not run(tmp_path, "", missing="no sanitizer").good
-    assert run(tmp_path, "", left=1.0).result == "no time left"
+@pytest.mark.slow
+def test_the_second_form(tmp_path):
+    stages_of_it = "uses", "sanitizer"
+    done, summary = rehearse(tmp_path / "a", tmp_path, "--second", "--only", *stages_of_it)
+    assert done.returncode == 0, done.stdout
+    assert list(summary["results"]) == list(stages_of_it)
 
 
-def test_what_a_suite_may_take_follows_what_is_left(tmp_path):
-    stage = Stage("measure", 100, [sys.executable, "-c", PRINT, "--seconds", "100"])
-    outcome = stages.run(stage, tmp_path, left=40)
-    assert float(stages.ending(tmp_path / outcome.log)) == 30  # the last quarter is for ending
+def test_what_was_learnt_is_on_disk_when_it_is_ended(tmp_path):
+    command = [
+        *(sys.executable, "-m", "benchmarks.gpu", "--rehearse", "keys", "--results", tmp_path),
+        *("--only", "environment", "goals"),
+    ]
+    more = {FAULTS: json.dumps({CLIP: "hang"}), "TRITON_CACHE_DIR": str(tmp_path / "keys")}
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, env=environment(**more),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    summary = tmp_path / "summary.json"
+    until = time.perf_counter() + 60
+    while not summary.exists() and time.perf_counter() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert "ended by SIGTERM" in stderr and process.returncode == 1
+    assert "machine" in json.loads(summary.read_text())["results"]["environment"]
+    assert (tmp_path / "logs.tgz").exists()
 
 
-PRINT = "import sys; print(sys.argv[-1])"
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    done = check(
+        "--rehearse", "keys", "--results", blocked / "results", "--only", "environment",
+        TRITON_CACHE_DIR=str(tmp_path / "keys"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cannot write to" in done.stdout.splitlines()[0]
+    elsewhere = Path(done.stdout.splitlines()[0].rpartition(" ")[2])
+    assert (elsewhere / "summary.json").exists()
+    shutil.rmtree(elsewhere)
 
 
-def test_all_stages_fit_into_nine_minutes(tmp_path):
-    named = stages.stages("90a-real", tmp_path, "abc")
-    assert [s.name for s in named][-1] == "measure huge"
-    must = [s for s in named if s.required or s.name == "build"]
-    # Rarely does a stage take all it may; what comes last is what may be missed.
-    assert sum(s.seconds for s in must[:-1]) <= 525
+def test_an_unknown_stage_is_named():
+    done = check("--rehearse", "keys", "--only", "goal")
+    assert done.returncode == 1 and "expected some of environment, kernels" in done.stderr
 
 
-def test_cases_are_those_of_the_goals():
-    assert GpuCase("clip", 65536, 768, goal=46e-3) in GOALS
-    forward = {c.width: c.product_flop / c.goal / 1e12 for c in GOALS if c.forward_only}
-    assert forward == pytest.approx({512: 650, 768: 690, 1024: 710})
-    assert HUGE.rows == 1_048_576
-    searches = {(c.rows, c.keys, c.width, c.k): c.goal for c in SEARCHES if c.name == "topk"}
-    assert searches[16384, 100_000, 128, 10] == 1.1e-3
-    assert searches[8192, 65536, 256, 16] == 0.75e-3
-    assert searches[1000, 10**6, 768, 10] == 3.6e-3
-    assert {c.rows for c in SMALL if c.name == "clip"} == {64, 256, 1024, 4096}
-    assert {c.rows for c in SMALL if c.name == "nt_xent"} == {128, 512, 2048, 8192}
-
-
-def test_errors_and_lack_of_time_are_results():
-    assert "boom" in measure.safely(lambda: exec("raise ValueError('boom')"), False)["error"]
-
-    def no_memory():
-        raise torch.OutOfMemoryError("...")
-
-    assert measure.safely(no_memory, True)["error"] == "out of memory"
-    assert not torch.are_deterministic_algorithms_enabled()
-    ((_, _, late),) = measure.run("huge", (HUGE,), "cpu", until=0.0)
-    assert late == {"error": "no time left"}
-
-
-def test_tables():
-    case = GpuCase("clip", 64, 128, goal=1e-3)
-    ours = {**case._asdict(), "who": "ours", "seconds": 2e-3, "peak_extra_bytes": 10**6}
-    eager = {**case._asdict(), "who": "eager", "error": "out of memory"}
-    goals = report.goals_table({"measured": [ours, eager]})
-    assert "2 ms" in goals and "2.00" in goals and "out of memory" in goals and "1.0 MB" in goals
-    pair = {"who": "pair", "ratio": 1.5, "ours_seconds": 3e-6, "rival_seconds": 2e-6}
-    assert "**1.50**" in report.small_table({"measured": [case._asdict() | pair]})
+@pytest.mark.parametrize("form", stages.FORMS)
+def test_all_stages_fit_the_time(form):
+    named = stages.FORMS[form]
+    assert sum(stage.seconds for stage in named) <= stages.SECONDS
+    assert len({stage.name for stage in named}) == len(named)
+    if form == "first":
+        kernels = [stage.name for stage in named].index("goals")
+        assert sum(stage.seconds for stage in named[: kernels + 1]) < 160

@@ -37,6 +37,10 @@ class Compiled:
     error: str = ""
 
     @property
+    def only_spills(self) -> bool:
+        return len(self.problems) == 1 and self.problems[0].startswith("spills")
+
+    @property
     def problems(self) -> list[str]:
         """Why it must not stay in the table."""
         if self.error:
@@ -65,7 +69,7 @@ def examine(arch: int, label: str, resources: Resources, shared: int, code: Func
 
 
 class Task(NamedTuple):
-    """A configuration by its place in ``variants(arch)``, or a call of ``goals.CALLS`` by name."""
+    """A configuration by its place in ``variants(arch)``, or a call of ``goals`` by name."""
 
     arch: int
     place: int = 0
@@ -117,9 +121,9 @@ def compile_variant(variant: Variant, arch: int) -> Compiled:
 
 def _compile(task: Task) -> Compiled:
     if task.call:
-        from tools.goals import CALLS
+        from tools.goals import CALLS, CANDIDATES
 
-        return compile_variant(CALLS[task.call].variant(), task.arch)
+        return compile_variant((CALLS | CANDIDATES)[task.call].variant(), task.arch)
     return compile_variant(_variants(task.arch)[task.place], task.arch)
 
 

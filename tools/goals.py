@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tools.compiled import Compiled
@@ -26,13 +26,17 @@ class Call:
     filtered: bool = True
     fixed: bool = False  # logits are bounded: a fixed shift, no running maximum
     without: tuple[str, ...] = ()  # arguments that are None
+    candidate: bool = False  # with the line that is tried beside the table's
 
     def variant(self) -> Variant:
-        from cl_kernels.backends.triton import configs, variants
+        from cl_kernels.backends.triton import configs, table, variants
 
         padded = configs.padded_width(self.width)
-        family = configs.family_for(90, self.family, "half", self.filtered)
-        config = configs.configured(90, family, "half", padded)
+        if self.candidate:
+            config = table.CANDIDATES[configs.line(90, self.family, "half", padded)]
+        else:
+            family = configs.family_for(90, self.family, "half", self.filtered)
+            config = configs.configured(90, family, "half", padded)
         use = variants.Use("as a loss calls it", self.filtered, True, self.fixed)
         kernel = variants.KERNELS[self.family][self.kernel]
         made = variants.variant(kernel, self.family, "half", padded, config, use)
@@ -60,6 +64,19 @@ CALLS: dict[str, Call] = {
     "clip 512 weights": Call("weights", 512),
     "clip 768 forward": Call("row_col_forward", 768),
     "clip 768 weights": Call("weights", 768),
+}
+
+_TRIED = ("nt_xent", "clip", "info_nce weights")
+NO_OPTIONS = "QUERY_FACTOR", "KEY_FACTOR", "BELOW", "ABOVE", "OFFSETS", "KEYS"
+CANDIDATES = {
+    f"candidate {name}": replace(call, candidate=True)
+    for name, call in CALLS.items()
+    if name.startswith(_TRIED)
+} | {
+    f"candidate topk {width}": Call(
+        "topk", width, filtered=False, without=NO_OPTIONS, candidate=True
+    )
+    for width in (128, 256)
 }
 
 
@@ -118,3 +135,9 @@ def parts(goal: Goal, compiled: Mapping[str, Compiled]) -> dict[str, tuple[Tile,
 
 def cublas_seconds(goal: Goal) -> float:
     return goal.products * 2 * goal.rows**2 * goal.width / CUBLAS_FLOPS
+
+
+def predicted_seconds(goal: Goal, compiled: Mapping[str, Compiled]) -> float:
+    found = parts(goal, compiled)
+    assert found is not None, goal.name
+    return cublas_seconds(goal) + sum(tile.seconds(tiles) for tile, tiles in found.values())

@@ -15,7 +15,7 @@ from benchmarks.report import seconds_text, table
 from tools import cuda
 from tools.compiled import ARCHITECTURES, Compiled, Task, compile_all, tasks
 from tools.cost import Tile
-from tools.goals import CALLS, GOALS, cublas_seconds, parts
+from tools.goals import CALLS, GOALS, cublas_seconds, parts, predicted_seconds
 
 HEADER = ["", "sm", "registers", "stack, LDL/STL", "shared", "matrix instructions"]
 PREDICTED = "predicted, not measured"
@@ -43,7 +43,7 @@ def goal_table(compiled: dict[str, Compiled]) -> str:
         if known is None:
             continue
         cublas = cublas_seconds(goal)
-        seconds = cublas + sum(tile.seconds(tiles) for tile, tiles in known.values())
+        seconds = predicted_seconds(goal, compiled)
         pieces = [
             f"{name.split()[-1] if goal.products else 'kernel'} "
             f"{seconds_text(tile.seconds(tiles))} ({_prediction(tile)})"

@@ -1,67 +1,131 @@
-"""Builds, tests, sanitizes and measures on this machine's GPU, unattended, within nine minutes."""
+"""Proves and times every kernel on this machine's GPU, unattended, in five and a half minutes.
+
+The results folder gets four files; the last lines printed are a diagnosis. ``--second`` measures
+rivals, sanitizes and does what takes long. ``--rehearse`` goes through the same without a GPU.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import signal
 import sys
-from dataclasses import asdict
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from types import FrameType
 
 import torch
 
-from benchmarks.gpu import stages
-from benchmarks.gpu.cases import SUITES
-from benchmarks.gpu.machine import cuda_arch, describe
-from benchmarks.gpu.report import report
-from benchmarks.report import RESULTS, table
+from benchmarks.gpu import bundle, diagnosis, stages
+from benchmarks.gpu.pool import CUBLAS, Pool, Setting, Stage
+from benchmarks.gpu.records import Records
+from benchmarks.machine import commit, cores
+from benchmarks.report import RESULTS
+from tools import offline
 
-SECONDS = 525.0  # in all; nine minutes less what starting and ending take
+COMPILING = 20.0  # times as long as a stage may take where its kernels are compiled first
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write under")
+    parser.add_argument("--results", type=Path, default=RESULTS / "gpu", help="folder to write to")
     parser.add_argument("--commit", default="", help="of the sources, where git cannot say it")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything together")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny sizes")
+    parser.add_argument("--seconds", type=float, default=stages.SECONDS, help="for all together")
+    parser.add_argument("--second", action="store_true", help="the second form")
+    parser.add_argument("--only", nargs="+", default=[], help="these stages alone")
+    parser.add_argument("--match", default="", help="only cases with this in their names")
+    parser.add_argument("--bundle", type=Path, default=bundle.FOLDER, help="what was precompiled")
+    parser.add_argument(
+        "--rehearse", choices=(offline.KEYS_ONLY, offline.COMPILE),
+        help="without a GPU: compile what it would run, or only note it",
+    )  # fmt: skip
+    parser.add_argument("--arch", type=int, default=90, help="of the GPU that is rehearsed for")
     return parser.parse_args()
+
+
+def results_folder(wanted: Path) -> Path:
+    """A folder that can be written to: another, and a line that says so, if this one cannot."""
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return wanted.resolve()
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="gpu-check-results-"))
+        print(f"gpu-check: cannot write to {wanted} ({error.strerror}); results go to {other}")
+        return other
+
+
+def wanted_stages(options: argparse.Namespace) -> list[Stage]:
+    form = stages.FORMS["second" if options.second else "first"]
+    unknown = set(options.only) - {stage.name for stage in form}
+    if unknown:
+        names = ", ".join(stage.name for stage in form)
+        sys.exit(f"gpu-check: --only: expected some of {names}; got {', '.join(unknown)}")
+    chosen = [stage for stage in form if not options.only or stage.name in options.only]
+    if options.rehearse:
+        patience = COMPILING if options.rehearse == offline.COMPILE else 1.0
+        options.seconds *= patience
+        chosen = [stage.rehearsed(cores(), patience) for stage in chosen]
+    return [replace(stage, match=options.match) for stage in chosen]
+
+
+def worker_setting(options: argparse.Namespace, records: Records) -> Setting:
+    # Triton's own variables are part of its keys, or interpret; only where its cache is may stay.
+    ours = ("TRITON_CACHE_DIR",)
+    environment = {k: v for k, v in os.environ.items() if k in ours or not k.startswith("TRITON_")}
+    # A bundle without line numbers is a third of the size.
+    environment |= {"PYTHONUNBUFFERED": "1", "TRITON_DISABLE_LINE_INFO": "1", **CUBLAS}
+    environment.setdefault("TRITON_CACHE_DIR", str(records.cache))
+    rehearsal = ["--rehearse", options.rehearse, "--arch", str(options.arch)]
+    arguments = tuple(rehearsal) if options.rehearse else ()
+    return Setting(records.logs, environment, arguments)
+
+
+def run(wanted: list[Stage], setting: Setting, records: Records, until: float) -> None:
+    """The stages one after the other; the next one's processes start while one runs."""
+    pool: Pool | None = None
+    following: Pool | None = None
+    try:
+        for i, stage in enumerate(wanted):
+            start = perf_counter()
+            print(f"{start - records.start:5.0f} s  {stage.name} ...", flush=True)
+            pool = following or Pool(stage, setting)
+            following = Pool(wanted[i + 1], setting) if i + 1 < len(wanted) else None
+            later = sum(other.seconds for other in wanted[i + 1 :])
+            limit = max(start + stage.seconds, until - later)  # what was saved before is its too
+            pool.run(
+                min(limit, until), lambda case, result, s=stage: records.add(s.name, case, result)
+            )
+            records.seconds[stage.name] = round(perf_counter() - start, 1)
+            records.save(diagnosis.diagnose(records))
+    finally:
+        for left in (pool, following):
+            if left is not None:
+                left.end()
+        records.save(diagnosis.diagnose(records))
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(f"gpu-check: ended by {signal.Signals(number).name}")
 
 
 def main() -> int:
     start = perf_counter()
     options = arguments()
-    if not options.dry_run and not torch.cuda.is_available():
+    if not options.rehearse and not torch.cuda.is_available():
         sys.exit("gpu-check: PyTorch sees no CUDA GPU on this machine")
-    about = describe("cpu" if options.dry_run else "cuda", options.commit)
-    folder: Path = (options.results / about["kind"]).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for suite in SUITES:  # none of an earlier run must look like this one's
-        (folder / f"{suite}.json").unlink(missing_ok=True)
-    if options.dry_run:
-        wanted = stages.dry_stages(folder, options.commit)
-    else:
-        wanted = stages.stages(cuda_arch(), folder, options.commit)
-    outcomes = []
-    for stage in wanted:
-        print(f"{perf_counter() - start:5.0f} s  {stage.name} ...", flush=True)
-        outcome = stages.run(stage, folder, options.seconds - (perf_counter() - start))
-        outcomes.append(outcome)
-        if not outcome.good and outcome.log:
-            print(f"{stage.name}: {outcome.result}; its log ends:")
-            print(stages.ending(folder / outcome.log), flush=True)
-        document = {"machine": about, "stages": [asdict(o) for o in outcomes]}
-        (folder / "check.json").write_text(json.dumps(document, indent=1) + "\n")
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    print(f"\n{about['device']}; {versions}; commit {about['commit']}; {folder}\n")
-    print(table(["stage", "result", "seconds"], (_row(outcome) for outcome in outcomes)))
-    print(f"\n{report(folder)}")
-    return int(not all(outcome.good for outcome in outcomes))
-
-
-def _row(outcome: stages.Outcome) -> list[str]:
-    return [outcome.name, outcome.result, f"{outcome.seconds:.0f}"]
+    signal.signal(signal.SIGTERM, _ended)
+    wanted = wanted_stages(options)
+    records = Records(results_folder(options.results), {"commit": options.commit or commit()})
+    records.start = start
+    if options.rehearse != offline.KEYS_ONLY:
+        records.about["bundle"] = bundle.bring(options.bundle, records.cache)
+        print("\n".join(records.about["bundle"]), flush=True)
+    run(wanted, worker_setting(options, records), records, start + options.seconds)
+    print(f"\nresults in {records.folder}\n\n{diagnosis.diagnose(records)}", flush=True)
+    return int(bool(records.failed()))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 import cl_kernels
+from benchmarks.gpu.bundle import installed
 from benchmarks.machine import commit, slug
 
 
@@ -24,13 +24,6 @@ def driver() -> str:
     return lines[0] if done.returncode == 0 and lines else "unknown"
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
 def cuda_arch() -> str:
     """This GPU's architecture as CMake names it: 80-real, 90a-real, 100a-real."""
     major, minor = torch.cuda.get_device_capability()
@@ -39,7 +32,7 @@ def cuda_arch() -> str:
 
 def describe(device: str, of_commit: str = "") -> dict[str, Any]:
     on_gpu = device == "cuda"
-    name = torch.cuda.get_device_name() if on_gpu else "dry run"
+    name = torch.cuda.get_device_name() if on_gpu else device
     about: dict[str, Any] = {"kind": f"gpu-{slug(name)}", "device": name}
     if on_gpu:
         properties = torch.cuda.get_device_properties(0)
@@ -47,14 +40,11 @@ def describe(device: str, of_commit: str = "") -> dict[str, Any]:
         about["processors"] = properties.multi_processor_count
         about["arch"] = cuda_arch()
         about["driver"] = driver()
-    x = torch.ones(2, 2, device=device)
-    plan = cl_kernels.explain(cl_kernels.row_logsumexp, x, x).plans[0]
     return about | {
-        "backend": plan.call.backend,
         "versions": {
             "cl_kernels": cl_kernels.__version__,
             "torch": torch.__version__,
-            "triton": _version("triton"),
+            "triton": installed("triton"),
             "cuda": torch.version.cuda or "none",
             "python": platform.python_version(),
         },

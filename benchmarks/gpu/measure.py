@@ -1,20 +1,17 @@
-"""Times and weighs one suite on a GPU and writes JSON after every measurement.
+"""Times and weighs one case on a GPU.
 
 Medians of samples between CUDA events, each of calls that last five milliseconds or of one call.
 Memory is the allocator's peak beyond what was there before the call, inputs among it, and beyond
-the gradients that come back. What there is no time left for is left out and named.
+the gradients that come back. A case is named "<size> <who>"; ``CASES`` knows them all.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,27 +20,28 @@ from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.gpu import contestants
-from benchmarks.gpu.cases import SUITES, TINY, GpuCase
-from benchmarks.gpu.machine import describe
+from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
+from benchmarks.gpu.device import device, rehearsed
 
 SAMPLE_SECONDS = 5e-3
 LEAST, MOST = 3, 30  # samples
-MEASURE_SECONDS = 0.7
+MEASURE_SECONDS = 0.5
 LONG_SECONDS = 2.0  # a call that takes longer is sampled once
-NO_TIME = "no time left"
+PROFILED_SECONDS = 0.5  # a call that takes longer is not run again for its kernels' times
 
 Make = Callable[[GpuCase, list[Tensor]], contestants.Step]
-BASICS: dict[str, Make] = {
+MAKERS: dict[str, Make] = {
     "ours": contestants.ours,
     "eager": contestants.eager_torch,
     "product": contestants.product,
+    "compiled": contestants.compiled_torch,
 }
 
 
-def sample(step: contestants.Step, loops: int, device: str) -> float:
-    """Seconds per call, on the device's clock."""
-    if device == "cpu":
-        return timing.seconds_per_call(step, loops)
+def sample(step: contestants.Step, loops: int) -> float:
+    """Seconds per call, on the device's clock; NaN where nothing runs."""
+    if rehearsed():
+        return math.nan
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     timing.repeat(step, loops)
@@ -52,17 +50,23 @@ def sample(step: contestants.Step, loops: int, device: str) -> float:
     return start.elapsed_time(end) / 1000 / loops
 
 
-def plan(step: contestants.Step, device: str) -> tuple[int, int]:
+def plan(step: contestants.Step, budget: float = MEASURE_SECONDS) -> tuple[int, int]:
     """Loops a sample and number of samples; the function is warm already."""
-    seconds = max(sample(step, 1, device), 1e-9)
-    if seconds > LONG_SECONDS:
+    seconds = sample(step, 1)
+    if not seconds < LONG_SECONDS:
         return 1, 1
-    loops = max(1, math.ceil(SAMPLE_SECONDS / seconds)) if device != "cpu" else 1
-    return loops, max(LEAST, min(MOST, int(MEASURE_SECONDS / (loops * seconds))))
+    loops = max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9)))
+    return loops, max(LEAST, min(MOST, int(budget / (loops * seconds))))
 
 
-def peak_bytes(step: contestants.Step, device: str) -> int | None:
-    if device == "cpu":
+def median_seconds(step: contestants.Step, budget: float = MEASURE_SECONDS) -> dict[str, Any]:
+    loops, count = plan(step, budget)
+    times = [sample(step, loops) for _ in range(count)]
+    return {"seconds": statistics.median(times), "samples": count, "least": min(times)}
+
+
+def peak_bytes(step: contestants.Step) -> int | None:
+    if rehearsed():
         return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -74,115 +78,100 @@ def peak_bytes(step: contestants.Step, device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before - returned
 
 
-def measure(case: GpuCase, make: Make, device: str) -> dict[str, Any]:
-    """One contestant's times and memory."""
-    step = make(case, contestants.make_inputs(case, device))
+def kernel_seconds(step: contestants.Step, most: int = 8) -> dict[str, float]:
+    """Where one call's time goes: the kernels that take most of it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    times = {event.key[:80]: event.device_time_total / 1e6 for event in profiler.key_averages()}
+    return dict(sorted(times.items(), key=lambda item: -item[1])[:most])
+
+
+def measure(case: GpuCase, who: str, make: Make) -> dict[str, Any]:
+    """One contestant's times and memory, and where ours spends the time."""
+    step = make(case, contestants.make_inputs(case, device(large=case.fits_meta)))
     start = perf_counter()
     step()
-    if device != "cpu":
+    if not rehearsed():
         torch.cuda.synchronize()
     result: dict[str, Any] = {"first_call_seconds": perf_counter() - start}
-    result["peak_extra_bytes"] = peak_bytes(step, device)
-    loops, count = plan(step, device)
-    times = [sample(step, loops, device) for _ in range(count)]
-    return result | {"seconds": statistics.median(times), "samples": count, "least": min(times)}
+    if rehearsed():
+        return result
+    result |= {"peak_extra_bytes": peak_bytes(step), **median_seconds(step)}
+    if who == "ours" and result["seconds"] < PROFILED_SECONDS:
+        try:
+            result["kernels"] = kernel_seconds(step)
+        except Exception as error:  # a profiler that is not to be had spoils no measurement
+            result["kernels"] = {f"no profile: {type(error).__name__}": 0.0}
+    return result
 
 
-def measure_pair(case: GpuCase, device: str) -> dict[str, Any]:
+def measure_pair(case: GpuCase) -> dict[str, Any]:
     """Ours and eager PyTorch in turn, for times that vary with whatever else the machine does."""
-    steps = [BASICS[who](case, contestants.make_inputs(case, device)) for who in ("ours", "eager")]
+    where = device(large=case.fits_meta)
+    steps = [MAKERS[who](case, contestants.make_inputs(case, where)) for who in ("ours", "eager")]
     for step in steps * 2:
         step()
-    plans = [plan(step, device) for step in steps]
+    if rehearsed():
+        return {}
+    plans = [plan(step) for step in steps]
     count = max(LEAST, min(count for _, count in plans))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(count):
         for step, (loops, _), found in zip(steps, plans, times, strict=True):
-            found.append(sample(step, loops, device))
+            found.append(sample(step, loops))
     result = timing.compare(*times)
     return result | {"seconds": result["ours_seconds"]}
 
 
-def safely(work: Callable[[], dict[str, Any]], deterministic: bool) -> dict[str, Any]:
-    """What was measured, or the error in one line."""
-    settings: Any = torch.utils.deterministic
-    fills = settings.fill_uninitialized_memory
+@contextmanager
+def settings(deterministic: bool):
+    filling: Any = torch.utils.deterministic
     torch.use_deterministic_algorithms(deterministic)
-    settings.fill_uninitialized_memory = False
+    filling.fill_uninitialized_memory = False
     try:
-        return work()
-    except Exception as error:  # a rival's failure must not end the run
-        if isinstance(error, torch.OutOfMemoryError):
-            return {"error": "out of memory"}
-        lines = str(error).strip().splitlines() or [""]
-        return {"error": f"{type(error).__name__}: {lines[0][:200]}"}
+        yield
     finally:
         torch.use_deterministic_algorithms(False)
-        settings.fill_uninitialized_memory = fills
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
-def seconds_needed(case: GpuCase, who: str) -> float:
-    """A generous guess: compiling, the first call and the samples."""
-    call = 5 * case.product_flop / 300e12
-    return (40 if who == "compiled" else 8) + 4 * call
+def _rivals(case: GpuCase) -> dict[str, Make]:
+    """Whoever computes the case beside us, in order of interest."""
+    names = ["product", "eager"] + ["compiled"] * (not case.forward_only)
+    return {name: MAKERS[name] for name in names} | contestants.others(case)
 
 
-def schedule(suite: str, cases: tuple[GpuCase, ...]) -> Iterator[tuple[GpuCase, str, Make | None]]:
-    """What to measure, in order of interest; None: ours and eager in turn."""
-    if suite == "small":
-        yield from ((case, "pair", None) for case in cases)
-        return
-    if suite == "huge":
-        yield from ((case, "ours", contestants.ours) for case in cases)
-        return
-    for who, make in BASICS.items():
-        yield from ((case, who, make) for case in cases)
-    for case in cases:
-        yield from ((case, who, make) for who, make in contestants.others(case).items())
-    for case in cases:
-        if not case.forward_only:
-            yield case, "compiled", contestants.compiled_torch
+def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for case in (*GOALS, *SEARCHES, HUGE):
+        for who, make in {"ours": contestants.ours, **_rivals(case)}.items():
+            found[f"{case} {who}"] = partial(measure, case, who, make)
+    for case in SMALL:
+        found[f"{case} pair"] = partial(measure_pair, case)
+    return found
 
 
-def run(
-    suite: str, cases: tuple[GpuCase, ...], device: str, until: float
-) -> Iterator[tuple[GpuCase, str, dict[str, Any]]]:
-    """Measurements as they are made; ``until`` as ``perf_counter`` counts."""
-    for case, who, make in schedule(suite, cases):
-        if perf_counter() + seconds_needed(case, who) > until:
-            yield case, who, {"error": NO_TIME}
-            continue
-        work = partial(measure_pair, case) if make is None else partial(measure, case, make)
-        yield case, who, safely(partial(work, device), case.deterministic and who == "ours")
+CASES = _cases()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.measure", description=__doc__)
-    parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=120.0, help="start nothing after this")
-    parser.add_argument("--commit", default="")
-    parser.add_argument("--dry-run", action="store_true")
-    options = parser.parse_args()
-    device = "cpu" if options.dry_run else "cuda"
-    cases = (TINY if options.dry_run else SUITES)[options.suite]
-    if options.dry_run:
-        options.seconds = math.inf
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / f"{options.suite}.json"
-    document: dict[str, Any] = {"machine": describe(device, options.commit), "measured": []}
-    document["not installed"] = contestants.left_out()
-    broken = 0
-    for case, who, result in run(options.suite, cases, device, perf_counter() + options.seconds):
-        document["measured"].append({**case._asdict(), "who": who, **result})
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        outcome = result.get("error") or f"{result['seconds'] * 1e3:.4g} ms"
-        print(f"{case} {who}: {outcome}", flush=True)
-        broken += who in ("ours", "pair") and result.get("error", NO_TIME) != NO_TIME
-    return int(broken > 0)
+def named(cases: tuple[GpuCase, ...], who: str) -> tuple[str, ...]:
+    return tuple(f"{case} {who}" for case in cases)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def rivals(cases: tuple[GpuCase, ...]) -> tuple[str, ...]:
+    """All rivals' cases, a kind of rival at a time."""
+    by_case = {case: list(_rivals(case)) for case in cases}
+    kinds = dict.fromkeys(who for rivals in by_case.values() for who in rivals)
+    return tuple(f"{case} {who}" for who in kinds for case in cases if who in by_case[case])
+
+
+def work(case: str) -> dict[str, Any]:
+    work = CASES[case]
+    deterministic = "-deterministic" in case and case.endswith(" ours")
+    try:
+        with settings(deterministic):
+            return work()
+    except torch.OutOfMemoryError:
+        return {"error": "out of memory"}

@@ -55,28 +55,60 @@ def searches(M: int, N: int, k: int, dtype: torch.dtype, device: str, backend: s
     assert key.grad is not None and bool(key.grad.isfinite().all())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.smoke", description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    device = parser.parse_args().device
-    torch.manual_seed(0)
-    for width in (24, 128, 320):  # one tile a row, and rows in chunks, whose weights go by slabs
+def fused(device: str) -> None:
+    """Rows whose width one tile holds, in every dtype, ragged and whole tiles."""
+    for width in (24, 128):
         primitives(40, 150, width, torch.bfloat16, device)
-    primitives(256, 256, 128, torch.bfloat16, device, filtered=False)  # whole tiles
+    primitives(256, 256, 128, torch.bfloat16, device, filtered=False)
     primitives(70, 90, 64, torch.float32, device)
     primitives(70, 90, 64, torch.float16, device)
     torch.use_deterministic_algorithms(True)
     primitives(70, 90, 64, torch.bfloat16, device)
     torch.use_deterministic_algorithms(False)
     losses(96, 64, torch.bfloat16, device)
-    compiled = reason_against("native", device, torch.float32) is None
-    for backend in (None, *["native"] * compiled):
+
+
+def slabs(device: str) -> None:
+    """Rows in chunks, whose weights are written and multiplied."""
+    for filtered in (False, True):
+        primitives(40, 150, 320, torch.bfloat16, device, filtered)
+    primitives(256, 256, 320, torch.float16, device, filtered=False)
+    losses(96, 320, torch.bfloat16, device)
+
+
+def backends(device: str) -> list[str | None]:
+    """The device's own choice and, beside it, the compiled library."""
+    return [None, *["native"] * (reason_against("native", device, torch.float32) is None)]
+
+
+def all_searches(device: str) -> None:
+    for backend in backends(device):
         for M, N, k in ((3, 900, 10), (70, 3000, 10), (20, 2000, 300), (600, 700, 10)):
             searches(M, N, k, torch.bfloat16, device, backend)
         searches(4, 6000, 5000, torch.float32, device, backend)
-    if device == "cuda":
+
+
+def selection(device: str) -> None:
+    """A warp a row, a block a row in shared memory, and in global memory."""
+    for backend in backends(device)[1:]:
+        for M, N, k in ((70, 3000, 10), (20, 2000, 300), (4, 6000, 5000)):
+            searches(M, N, k, torch.float32, device, backend)
+
+
+PARTS = {"fused": fused, "slabs": slabs, "searches": all_searches, "selection": selection}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.smoke", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    for part in options.part:
+        PARTS[part](options.device)
+    if options.device == "cuda":
         torch.cuda.synchronize()
-    print("every primitive, loss and search ran")
+    print(f"ran: {', '.join(options.part)}")
 
 
 if __name__ == "__main__":

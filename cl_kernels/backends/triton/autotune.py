@@ -98,7 +98,6 @@ def tune(family: str, rows: int, width: int, dtype: torch.dtype) -> str:
     torch.use_deterministic_algorithms(family == "backward")
     try:
         for config in dict.fromkeys((default, *space(family, padded))):
-
             try:
                 with configured_as({family: config}):
                     times[config] = triton.testing.do_bench(call, return_mode="median")

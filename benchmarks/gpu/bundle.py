@@ -1,0 +1,91 @@
+"""What was compiled beforehand and brought along: Triton's cache and ``_cuda.so``.
+
+``python -m tools.precompile`` makes a bundle; a run unpacks its cache into a folder of its own. Of
+a bundle for other versions nothing is found in the cache, and everything is compiled where it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+
+FOLDER = ROOT / "build" / "gpu"
+CACHE, ABOUT, LIBRARY = "cache.tgz", "bundle.json", "_cuda.so"
+GROUP = "__grp__"  # Triton's file of where a kernel's other files are
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def kernel_sources() -> str:
+    """A hash of the sources that Triton's keys depend on."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "cl_kernels" / "backends" / "triton").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def pack(cache: Path, archive: Path) -> int:
+    """Packs what a process needs to find its kernels; how many there are."""
+    kernels = 0
+    with tarfile.open(archive, "w:gz", compresslevel=9) as tar:
+        for path in sorted(cache.glob("*/*")):
+            if path.name.startswith(GROUP):
+                kernels += 1
+            elif path.suffix not in (".cubin", ".json", ".so"):
+                continue
+            if path.parent.name != "stubs":
+                tar.add(path, path.relative_to(cache).as_posix())
+    return kernels
+
+
+def unpack(archive: Path, cache: Path) -> int:
+    """Unpacks a cache where this process's children look for it; how many kernels it holds."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(cache, filter="data")
+    groups = list(cache.glob(f"*/{GROUP}*"))
+    for group in groups:
+        content = json.loads(group.read_text())
+        names = [name for name in content["child_paths"] if (group.parent / name).exists()]
+        content["child_paths"] = {name: str(group.parent / name) for name in names}
+        group.write_text(json.dumps(content))
+    return len(groups)
+
+
+def bring(folder: Path, cache: Path) -> list[str]:
+    """Makes a bundle's parts usable; a line for each thing that a person should know."""
+    said = []
+    if not folder.is_dir():
+        return [f"no bundle in {folder}: kernels are compiled here"]
+    library = ROOT / "cl_kernels" / LIBRARY
+    if (folder / LIBRARY).exists() and not library.exists():
+        try:
+            shutil.copy2(folder / LIBRARY, library)
+        except OSError as error:
+            said.append(f"{LIBRARY} was not brought: {error}")
+    try:
+        count = unpack(folder / CACHE, cache)
+        about = json.loads((folder / ABOUT).read_text())
+    except (OSError, tarfile.TarError, EOFError, ValueError, KeyError) as error:
+        said.append(f"the bundle's cache is of no use ({type(error).__name__}: {error})")
+        return said
+    said.append(f"{count} kernels brought, made at commit {about.get('commit')}")
+    for package in ("triton", "torch"):
+        made, here = about.get(package), installed(package).partition("+")[0]
+        if made != here:
+            stale = "nothing of it will be found" if package == "triton" else "it may still serve"
+            said.append(f"the bundle was made with {package} {made}, here is {here}: {stale}")
+    if about.get("sources") != kernel_sources():
+        said.append("the kernels' sources are not those of the bundle: what changed is compiled")
+    return said

@@ -1,0 +1,26 @@
+"""What this machine is and brings along: versions, the GPU, caches and libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.device import device, rehearsed
+from benchmarks.gpu.machine import describe
+from cl_kernels.backends import native
+
+CASES = "machine", "_cuda.so", "a kernel"
+
+
+def work(case: str) -> dict[str, Any]:
+    if case == "machine":
+        return describe("rehearsal" if rehearsed() else "cuda")
+    if case == "_cuda.so":
+        failure = native.load_failure("_cuda.so")
+        return {"error": failure} if failure and not rehearsed() else {"loads": failure or True}
+    import cl_kernels
+
+    x = torch.randn(256, 64, device=device())
+    lse = cl_kernels.row_logsumexp(x, x, 1.0, backend="triton")
+    return {"sum": float(lse.sum())}

@@ -1,0 +1,217 @@
+"""Asks cases of worker processes, so that none can hang, crash or spoil what comes after it.
+
+A case has so many seconds; a process that exceeds them, dies, or has lost its CUDA context is
+replaced, and the next case goes to another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic algorithms ask for
+NO_TIME = "no time left"
+NO_START = "the processes that should answer do not start"
+START_SECONDS = 60.0  # importing torch on a cold machine
+STARTS = 3  # in a row that may fail, before a stage is given up
+
+Record = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Cases of one kind, and how they are asked."""
+
+    name: str
+    kind: str  # the module whose ``work`` answers
+    cases: tuple[str, ...] | None  # None: the first worker says which
+    seconds: float  # for all of them
+    case_seconds: float = 30.0
+    least: float = 2.0  # no case is begun with less left
+    processes: int = 1
+    fresh: bool = False  # a process for every case
+    optimized: bool = False  # rehearsed under ``python -O``
+    match: str = ""  # only cases with this in their names
+
+    def rehearsed(self, processes: int, patience: float) -> Stage:
+        """As it is gone through where nothing is timed."""
+        return replace(
+            self, processes=processes, fresh=False, seconds=self.seconds * patience,
+            case_seconds=self.case_seconds * patience,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every worker is started."""
+
+    logs: Path
+    environment: dict[str, str]
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def rehearsed(self) -> bool:
+        return "--rehearse" in self.arguments
+
+
+class Worker:
+    """One process, and what it says."""
+
+    def __init__(self, stage: Stage, setting: Setting, log: Path):
+        self.log = log
+        reading, writing = os.pipe()
+        optimized = ["-O"] if stage.optimized and setting.rehearsed else []
+        command = [sys.executable, *optimized, "-m", "benchmarks.gpu.worker", stage.kind]
+        command += ["--fd", str(writing), *setting.arguments]
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=setting.environment, stdin=subprocess.PIPE,
+                stdout=output, stderr=subprocess.STDOUT, pass_fds=[writing],
+                start_new_session=True,
+            )  # fmt: skip
+        os.close(writing)
+        self.reading, self.text = reading, b""
+        self.is_ready: dict[str, Any] | None = None
+
+    def _line(self, until: float) -> str | None:
+        """What it says next; None if it says nothing in time. EOFError if it is gone."""
+        while b"\n" not in self.text:
+            left = until - perf_counter()
+            if left <= 0 or not select.select([self.reading], [], [], left)[0]:
+                return None
+            part = os.read(self.reading, 65536)
+            if not part:
+                raise EOFError
+            self.text += part
+        line, _, self.text = self.text.partition(b"\n")
+        return line.decode()
+
+    def hear(self, until: float) -> dict[str, Any]:
+        """Its next message, or why there is none."""
+        start = perf_counter()
+        try:
+            line = self._line(until)
+        except EOFError:
+            self.process.wait()
+            return {"error": f"{self._death()}: {self.last_words()}"[:300], "broken": True}
+        if line is None:
+            return {"error": f"hangs: killed after {perf_counter() - start:.0f} s", "broken": True}
+        return json.loads(line)
+
+    def ready(self, until: float) -> dict[str, Any]:
+        if self.is_ready is None:
+            self.is_ready = self.hear(min(until, perf_counter() + START_SECONDS))
+        return self.is_ready
+
+    def ask(self, case: str, seconds: float, until: float) -> dict[str, Any]:
+        if "error" in (ready := self.ready(until)):
+            return ready
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died since: its end is heard
+            self.process.stdin.write(json.dumps(case).encode() + b"\n")
+            self.process.stdin.flush()
+        return self.hear(min(until, perf_counter() + seconds))
+
+    def _death(self) -> str:
+        status = self.process.returncode
+        return f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it started as well
+        self.process.wait()
+        for pipe in (self.process.stdin, os.fdopen(self.reading, "rb")):
+            if pipe is not None:
+                pipe.close()
+
+
+class Pool:
+    """The workers of one stage. Made before its turn, they have imported what they need by then."""
+
+    def __init__(self, stage: Stage, setting: Setting):
+        self.stage, self.setting = stage, setting
+        self.started = self.failed_starts = 0
+        self.lock = threading.Lock()
+        self.spares = deque(self._start() for _ in range(stage.processes + stage.fresh))
+        self.ended = False
+
+    def _start(self) -> Worker:
+        with self.lock:
+            self.started += 1
+            log = self.setting.logs / f"{self.stage.name.replace(' ', '-')}-{self.started}.log"
+        return Worker(self.stage, self.setting, log)
+
+    def _take(self) -> Worker:
+        with self.lock:
+            spare = self.spares.popleft() if self.spares else None
+        return spare or self._start()
+
+    def run(self, until: float, record: Record) -> None:
+        """Asks every case, until then; ``record`` is called with each case and its result."""
+        cases = self.stage.cases
+        if cases is None:
+            first = self._take()
+            ready = first.ready(until)
+            cases = tuple(ready.get("cases", ()))
+            if "error" in ready:
+                record("start", ready)
+                first.end()
+            else:
+                self.spares.appendleft(first)
+        waiting = deque(case for case in cases if self.stage.match in case)
+        slots = [
+            threading.Thread(target=self._slot, args=(waiting, until, record), daemon=True)
+            for _ in range(min(self.stage.processes, len(waiting)))
+        ]
+        for slot in slots:
+            slot.start()
+        for slot in slots:
+            slot.join()
+        self.end()
+
+    def _slot(self, waiting: deque[str], until: float, record: Record) -> None:
+        worker: Worker | None = None
+        while waiting and not self.ended:
+            try:
+                case = waiting.popleft()
+            except IndexError:
+                break
+            if perf_counter() + self.stage.least > until:
+                record(case, {"error": NO_TIME})
+                continue
+            if self.failed_starts >= STARTS:
+                record(case, {"error": NO_START})
+                continue
+            worker = worker or self._take()
+            result = worker.ask(case, self.stage.case_seconds, until)
+            record(case, result)
+            self.failed_starts = self.failed_starts + 1 if "error" in worker.ready(until) else 0
+            if self.stage.fresh or result.get("broken"):
+                worker.end()
+                worker = None
+                if waiting and not self.spares:
+                    self.spares.append(self._start())  # ready by the time it is needed
+        if worker is not None:
+            worker.end()
+
+    def end(self) -> None:
+        self.ended = True
+        while self.spares:
+            self.spares.popleft().end()

@@ -1,0 +1,86 @@
+"""What is compiled beforehand: packed, unpacked and found elsewhere; stale or broken, said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
+
+from benchmarks.gpu import bundle
+from tools.precompile import counts
+
+ROOT = Path(__file__).parents[1]
+
+
+def rehearse(results, *arguments, **environment):
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [
+        *(sys.executable, "-m", "benchmarks.gpu", "--rehearse", "compile"),
+        *("--only", "goals", "--match", "topk-64x128", "--results", str(results), *arguments),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=kept | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((results / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_process_finds_what_another_compiled(tmp_path):
+    cache, folder = tmp_path / "cache", tmp_path / "bundle"
+    folder.mkdir()
+    _, summary = rehearse(tmp_path / "a", "--bundle", "none", TRITON_CACHE_DIR=str(cache))
+    compiled = counts(summary)[1]
+    assert compiled > 0
+    assert bundle.pack(cache, folder / bundle.CACHE) == compiled
+    about = {"triton": bundle.installed("triton"), "torch": "1.0", "sources": "others"}
+    (folder / bundle.ABOUT).write_text(json.dumps(about))
+    for path in sorted(cache.rglob("*"), reverse=True):  # nothing is found where it was made
+        path.rmdir() if path.is_dir() else path.unlink()
+    printed, summary = rehearse(tmp_path / "b", "--bundle", folder)
+    assert counts(summary) == (compiled, 0)
+    assert f"{compiled} kernels brought" in printed
+    assert "made with torch 1.0, here is" in printed and "may still serve" in printed
+    assert "sources are not those of the bundle" in printed
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_a_bundle_of_no_use_is_said_and_stops_nothing(tmp_path, content):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    if content is not None:
+        (folder / bundle.CACHE).write_bytes(content)
+    (said,) = bundle.bring(folder, tmp_path / "cache")
+    assert "the bundle's cache is of no use" in said
+    (said,) = bundle.bring(tmp_path / "not there", tmp_path / "cache")
+    assert said.startswith("no bundle in")
+
+
+def test_another_triton_is_said(tmp_path):
+    (tmp_path / "made").mkdir()
+    bundle.pack(tmp_path / "made", tmp_path / bundle.CACHE)
+    about = {"triton": "2.0", "torch": bundle.installed("torch").partition("+")[0], "commit": "abc"}
+    about["sources"] = bundle.kernel_sources()
+    (tmp_path / bundle.ABOUT).write_text(json.dumps(about))
+    brought, stale = bundle.bring(tmp_path, tmp_path / "cache")
+    assert brought == "0 kernels brought, made at commit abc"
+    assert stale.startswith("the bundle was made with triton 2.0") and "nothing of it" in stale
+
+
+def test_a_library_is_brought_where_none_was_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "ROOT", tmp_path)
+    (tmp_path / "cl_kernels").mkdir()
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / bundle.LIBRARY).write_text("brought")
+    bundle.bring(folder, tmp_path / "cache")
+    library = tmp_path / "cl_kernels" / bundle.LIBRARY
+    assert library.read_text() == "brought"
+    library.write_text("built here")
+    bundle.bring(folder, tmp_path / "cache")
+    assert library.read_text() == "built here"

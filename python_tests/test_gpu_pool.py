@@ -1,0 +1,77 @@
+"""The pool of worker processes: what hangs, crashes, fails or loses the GPU is one case."""
+
+import os
+import threading
+from time import perf_counter
+
+import pytest
+
+from benchmarks.gpu.pool import NO_START, NO_TIME, STARTS, Pool, Setting, Stage
+
+KIND = "python_tests.gpu_kinds"
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(tmp_path, dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+def run(setting, *cases, seconds=60.0, kind=KIND, **options):
+    results = {}
+    stage = Stage("a stage", kind, cases, seconds, **options)
+    Pool(stage, setting).run(perf_counter() + seconds, results.__setitem__)
+    assert set(results) == set(cases)
+    return results
+
+
+def test_faults_are_results_and_cost_no_other_case(setting):
+    faults = "hang", "crash", "exit", "break", "fail"
+    cases = [case for fault in faults for case in (f"well before {fault}", fault)]
+    start = perf_counter()
+    found = run(setting, *cases, "well at last", case_seconds=2.0)
+    assert perf_counter() - start < 50
+    assert found["hang"]["error"] == "hangs: killed after 2 s"
+    assert found["crash"]["error"] == "died of SIGABRT: last words"
+    assert found["exit"]["error"].startswith("exited with 3")
+    assert found["fail"]["error"] == "ValueError: what went wrong"
+    assert found["break"]["error"] == "Broken: the GPU is lost" and found["break"]["broken"]
+    well = [found[case]["pid"] for case in [*cases[::2], "well at last"]]
+    # A process that only failed goes on; every other is replaced.
+    assert well[-1] == well[-2] and len(set(well)) == len(faults)
+
+
+def test_a_process_for_every_case(setting):
+    found = run(setting, "a", "b", "c", fresh=True)
+    assert len({result["pid"] for result in found.values()}) == 3
+
+
+def test_several_processes_share_the_cases(setting):
+    found = run(setting, *(f"wait {i}" for i in range(8)), processes=2)
+    assert len({result["pid"] for result in found.values()}) == 2
+
+
+def test_what_there_is_no_time_for_is_named(setting):
+    found = run(setting, "wait", "late", seconds=0.0)
+    assert {result["error"] for result in found.values()} == {NO_TIME}
+
+
+def test_a_stage_ends_in_time_whatever_hangs(setting):
+    start = perf_counter()
+    found = run(setting, "well", "hang", "late", seconds=5.0, case_seconds=60.0)
+    assert perf_counter() - start < 15
+    assert found["late"]["error"] == NO_TIME and "hangs" in found["hang"]["error"]
+
+
+def test_processes_that_do_not_start_end_the_stage(setting):
+    found = run(setting, *map(str, range(STARTS + 3)), kind="python_tests.is_not_there")
+    errors = [result["error"] for result in found.values()]
+    assert all("No module named" in error for error in errors[:STARTS])
+    assert set(errors[STARTS:]) == {NO_START}
+
+
+def test_no_process_is_left_behind(setting):
+    pool = Pool(Stage("a stage", KIND, (), 10, processes=2), setting)
+    spares = list(pool.spares)
+    pool.end()
+    assert all(worker.process.poll() is not None for worker in spares)
+    assert threading.active_count() < 10
