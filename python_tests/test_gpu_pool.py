@@ -6,7 +6,7 @@ from time import perf_counter
 
 import pytest
 
-from benchmarks.gpu.pool import NO_START, NO_TIME, STARTS, Pool, Setting, Stage
+from benchmarks.gpu.pool import NO_START, NO_TIME, STARTS, Pool, Setting, Stage, Worker
 
 KIND = "python_tests.gpu_kinds"
 
@@ -70,8 +70,20 @@ def test_processes_that_do_not_start_end_the_stage(setting):
 
 
 def test_no_process_is_left_behind(setting):
-    pool = Pool(Stage("a stage", KIND, (), 10, processes=2), setting)
-    spares = list(pool.spares)
+    """Neither those that wait nor those that work, when a run is ended from outside."""
+    pool = Pool(Stage("a stage", KIND, ("hang",), 60, processes=2), setting)
+    workers = list(pool.living)
+    results = {}
+    running = threading.Thread(target=pool.run, args=(perf_counter() + 60, results.__setitem__))
+    running.start()
+    assert workers[0].ready(perf_counter() + 30)
     pool.end()
-    assert all(worker.process.poll() is not None for worker in spares)
-    assert threading.active_count() < 10
+    running.join(10)
+    assert not running.is_alive() and not results
+    assert len(workers) == 2 and all(w.process.poll() is not None for w in workers)
+
+
+def test_garbage_from_a_process_is_a_result(setting, monkeypatch):
+    monkeypatch.setattr(Worker, "_line", lambda self, until: "{not json")
+    found = run(setting, "a", "b")
+    assert all(result["error"] == "said what is no result: {not json" for result in found.values())

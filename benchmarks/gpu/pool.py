@@ -26,6 +26,7 @@ CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic algorithms
 NO_TIME = "no time left"
 NO_START = "the processes that should answer do not start"
 START_SECONDS = 60.0  # importing torch on a cold machine
+END_SECONDS = 10.0  # for a process that was killed
 STARTS = 3  # in a row that may fail, before a stage is given up
 
 Record = Callable[[str, dict[str, Any]], None]
@@ -83,13 +84,16 @@ class Worker:
                 start_new_session=True,
             )  # fmt: skip
         os.close(writing)
-        self.reading, self.text = reading, b""
+        self.reading: int | None = reading
+        self.text = b""
         self.is_ready: dict[str, Any] | None = None
 
     def _line(self, until: float) -> str | None:
         """What it says next; None if it says nothing in time. EOFError if it is gone."""
         while b"\n" not in self.text:
             left = until - perf_counter()
+            if self.reading is None:
+                raise EOFError  # the run was ended
             if left <= 0 or not select.select([self.reading], [], [], left)[0]:
                 return None
             part = os.read(self.reading, 65536)
@@ -105,11 +109,13 @@ class Worker:
         try:
             line = self._line(until)
         except EOFError:
-            self.process.wait()
             return {"error": f"{self._death()}: {self.last_words()}"[:300], "broken": True}
         if line is None:
             return {"error": f"hangs: killed after {perf_counter() - start:.0f} s", "broken": True}
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except ValueError:
+            return {"error": f"said what is no result: {line[:200]}", "broken": True}
 
     def ready(self, until: float) -> dict[str, Any]:
         if self.is_ready is None:
@@ -126,7 +132,10 @@ class Worker:
         return self.hear(min(until, perf_counter() + seconds))
 
     def _death(self) -> str:
-        status = self.process.returncode
+        try:
+            status = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "stopped answering"
         return f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
 
     def last_words(self) -> str:
@@ -136,10 +145,14 @@ class Worker:
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # what it started as well
-        self.process.wait()
-        for pipe in (self.process.stdin, os.fdopen(self.reading, "rb")):
-            if pipe is not None:
-                pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for a while
+            self.process.wait(END_SECONDS)
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # what was written to one that is gone
+            self.process.stdin.close()
+        if self.reading is not None:
+            os.close(self.reading)
+            self.reading = None
 
 
 class Pool:
@@ -149,6 +162,7 @@ class Pool:
         self.stage, self.setting = stage, setting
         self.started = self.failed_starts = 0
         self.lock = threading.Lock()
+        self.living: set[Worker] = set()
         self.spares = deque(self._start() for _ in range(stage.processes + stage.fresh))
         self.ended = False
 
@@ -156,12 +170,19 @@ class Pool:
         with self.lock:
             self.started += 1
             log = self.setting.logs / f"{self.stage.name.replace(' ', '-')}-{self.started}.log"
-        return Worker(self.stage, self.setting, log)
+            worker = Worker(self.stage, self.setting, log)
+            self.living.add(worker)
+        return worker
 
     def _take(self) -> Worker:
         with self.lock:
             spare = self.spares.popleft() if self.spares else None
         return spare or self._start()
+
+    def _let_go(self, worker: Worker) -> None:
+        worker.end()
+        with self.lock:
+            self.living.discard(worker)
 
     def run(self, until: float, record: Record) -> None:
         """Asks every case, until then; ``record`` is called with each case and its result."""
@@ -172,7 +193,7 @@ class Pool:
             cases = tuple(ready.get("cases", ()))
             if "error" in ready:
                 record("start", ready)
-                first.end()
+                self._let_go(first)
             else:
                 self.spares.appendleft(first)
         waiting = deque(case for case in cases if self.stage.match in case)
@@ -201,17 +222,21 @@ class Pool:
                 continue
             worker = worker or self._take()
             result = worker.ask(case, self.stage.case_seconds, until)
+            if self.ended:
+                break
             record(case, result)
             self.failed_starts = self.failed_starts + 1 if "error" in worker.ready(until) else 0
             if self.stage.fresh or result.get("broken"):
-                worker.end()
+                self._let_go(worker)
                 worker = None
                 if waiting and not self.spares:
                     self.spares.append(self._start())  # ready by the time it is needed
-        if worker is not None:
-            worker.end()
 
     def end(self) -> None:
+        """Ends every process, those that work as well."""
         self.ended = True
-        while self.spares:
-            self.spares.popleft().end()
+        with self.lock:
+            for worker in self.living:
+                worker.end()
+            self.living.clear()
+            self.spares.clear()
