@@ -79,17 +79,26 @@ def errors(summary: dict) -> list[str]:
     ]
 
 
-def prove(python: Path, folder: Path, arch: int) -> tuple[int, int]:
-    """Hits and misses of other processes that run other copies of the sources."""
-    hits = misses = 0
+def missed(summary: dict) -> list[str]:
+    return [
+        f"{stage}: {case}: {result['misses']} compiled again"
+        for stage, cases in summary["results"].items()
+        for case, result in cases.items()
+        if result.get("misses")
+    ]
+
+
+def prove(python: Path, folder: Path, arch: int) -> tuple[int, list[str]]:
+    """What other processes, running another copy of the sources, find and what they miss."""
+    hits, misses = 0, []
     with copied_sources() as elsewhere:
         for form in FORMS:
             summary = rehearse(
                 python, elsewhere, elsewhere / "results", *form,
                 "--bundle", str(folder), "--arch", str(arch),
             )  # fmt: skip
-            of_form = counts(summary)
-            hits, misses = hits + of_form[0], misses + of_form[1]
+            hits += counts(summary)[0]
+            misses += missed(summary)
     return hits, misses
 
 
@@ -128,9 +137,9 @@ def main() -> int:
     print(f"{bundle.LIBRARY} under torch {about['torch']}: {'loads' if loads is True else loads}")
     print(f"{kernels} kernels in {options.out}, {options.out.stat().st_size / 1e6:.1f} MB")
     hits, misses = prove(python, folder, options.arch)
-    print(f"other processes, sources in another folder: {hits} hits, {misses} misses")
-    for line in failed:
-        print(f"did not rehearse well: {line}")
+    print(f"other processes, sources in another folder: {hits} hits, {len(misses)} cases missed")
+    for line in misses + failed:
+        print(line)
     return int(bool(misses or failed))
 
 
