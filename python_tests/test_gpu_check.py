@@ -18,6 +18,7 @@ pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
 from benchmarks.gpu import diagnosis, stages
 from benchmarks.gpu.worker import FAULTS
 from tools.precompile import counts
+from tools.precompile import missed as missed_cases
 from tools.rehearsal import copied_sources
 
 ROOT = Path(__file__).parents[1]
@@ -60,9 +61,7 @@ def test_a_rehearsal_with_faults_and_one_elsewhere(tmp_path):
         CLIP: "hang", SEARCH: "crash", "row bfloat16 D=64 bounded": "break", "copy 2 GB": "fail",
         "python_tests/triton/test_configs.py::test_an_unknown_width_is_named": "fail",
     }  # fmt: skip
-    start = time.perf_counter()
     done, summary = rehearse(tmp_path / "a", tmp_path / "keys", **{FAULTS: json.dumps(faults)})
-    assert time.perf_counter() - start < 300
     assert done.returncode == 1
     assert_every_stage_answered(summary, set(faults))
     goals = summary["results"]["goals"]
@@ -74,10 +73,9 @@ def test_a_rehearsal_with_faults_and_one_elsewhere(tmp_path):
         done, again = rehearse(tmp_path / "b", tmp_path / "keys", sources=sources)
     assert done.returncode == 0, done.stdout[-3000:]
     assert again["about"]["commit"] == "abc123"  # there is no git to ask
-    hits, misses = counts(again)
-    # What asked for them first was the cases that were made to fail.
-    late = sum(again["results"]["goals"][case]["misses"] for case in (CLIP, SEARCH))
-    assert hits > 300 and misses == late, (hits, misses)
+    # What the faulty cases need may have been asked for by none.
+    missed = {line.partition(": ")[2].rpartition(": ")[0] for line in missed_cases(again)}
+    assert counts(again)[0] > 600 and missed <= set(faults), missed
 
 
 def assert_every_stage_answered(summary, faulty):

@@ -25,7 +25,8 @@ from benchmarks.machine import commit, cores
 from benchmarks.report import RESULTS
 from tools import offline
 
-COMPILING = 20.0  # times as long as a stage may take where its kernels are compiled first
+# Times as long as on a GPU machine, with its many cores: for a stage, and for one case.
+PATIENCE = {offline.COMPILE: (20.0, 20.0), offline.KEYS_ONLY: (4.0, 1.0)}
 
 
 def arguments() -> argparse.Namespace:
@@ -65,9 +66,9 @@ def wanted_stages(options: argparse.Namespace) -> list[Stage]:
         sys.exit(f"gpu-check: --only: expected some of {names}; got {', '.join(unknown)}")
     chosen = [stage for stage in form if not options.only or stage.name in options.only]
     if options.rehearse:
-        patience = COMPILING if options.rehearse == offline.COMPILE else 1.0
-        options.seconds *= patience
-        chosen = [stage.rehearsed(cores(), patience) for stage in chosen]
+        for_stage, for_case = PATIENCE[options.rehearse]
+        options.seconds *= for_stage
+        chosen = [stage.rehearsed(cores(), for_stage, for_case) for stage in chosen]
     return [replace(stage, match=options.match) for stage in chosen]
 
 

@@ -47,11 +47,11 @@ class Stage:
     optimized: bool = False  # rehearsed under ``python -O``
     match: str = ""  # only cases with this in their names
 
-    def rehearsed(self, processes: int, patience: float) -> Stage:
-        """As it is gone through where nothing is timed."""
+    def rehearsed(self, processes: int, for_stage: float, for_case: float) -> Stage:
+        """As it is gone through where nothing is timed, so many times as long at most."""
         return replace(
-            self, processes=processes, fresh=False, seconds=self.seconds * patience,
-            case_seconds=self.case_seconds * patience,
+            self, processes=processes, fresh=False, seconds=self.seconds * for_stage,
+            case_seconds=self.case_seconds * for_case,
         )  # fmt: skip
 
 
