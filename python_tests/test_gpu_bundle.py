@@ -2,8 +2,10 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
 
 from benchmarks.gpu import bundle
+from cl_kernels.backends.triton import keys
 from tools.precompile import counts
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +87,23 @@ def test_a_library_is_brought_where_none_was_built(tmp_path, monkeypatch):
     library.write_text("built here")
     bundle.bring(folder, tmp_path / "cache")
     assert library.read_text() == "built here"
+
+
+def test_keys_are_settled_when_the_backend_is_imported():
+    """Triton 3.6 makes keys that depend on which kernels were hashed first: all are, in order."""
+    from triton.runtime.jit import JITCallable
+
+    package = import_module("cl_kernels.backends.triton")
+    modules = [
+        import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    own = {
+        (module.__name__.rpartition(".")[2], function)
+        for module in modules
+        for function in vars(module).values()
+        if isinstance(function, JITCallable) and function.__module__ == module.__name__
+    }
+    assert len(own) > 50
+    assert {name for name, _ in own} == set(keys.MODULES)
+    assert all(function.hash for _, function in own)

@@ -12,6 +12,7 @@ from .gradients import (
     row_logsumexp_backward,
     row_logsumexp_mean_key,
 )
+from .keys import settle
 from .logsumexp import row_col_logsumexp, row_logsumexp
 from .self_logsumexp import self_logsumexp, self_logsumexp_backward
 from .tiles import INTERPRETED
@@ -30,6 +31,7 @@ __all__ = [
     "unsupported",
 ]
 
+settle()
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
