@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -249,6 +250,20 @@ def test_a_diagnosis_says_what_matters_in_few_characters(tmp_path):
         assert part in text, part
     found.save(text)
     assert (tmp_path / "diagnosis.txt").read_text() == text + "\n"
+
+
+def test_a_folder_that_can_no_longer_be_written_to_stops_nothing(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    found = Records(folder, {"commit": "abc"})
+    found.add("tests", "a", {"outcome": "passed"})
+    found.lines.close()
+    found.lines = Path("/dev/full").open("w")  # as a disk without space
+    folder.rename(tmp_path / "gone")
+    found.add("tests", "b", {"outcome": "passed"})
+    assert "No space left" in found.unwritten
+    found.save("diagnosis")
+    assert "No such file" in found.unwritten and len(found.results["tests"]) == 2
 
 
 def test_however_much_fails_a_diagnosis_stays_short(tmp_path):

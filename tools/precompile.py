@@ -60,7 +60,8 @@ def rehearse(python: Path, sources: Path, results: Path, *more: str, **environme
         *(str(python), "-m", "benchmarks.gpu", "--rehearse", offline.COMPILE),
         *("--results", str(results), "--commit", commit(), *more),
     ]
-    subprocess.run(command, cwd=sources, env=os.environ | environment, stdout=subprocess.DEVNULL)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
+    subprocess.run(command, cwd=sources, env=kept | environment, stdout=subprocess.DEVNULL)
     return json.loads((results / SUMMARY).read_text())
 
 

@@ -7,6 +7,7 @@ rivals, sanitizes and does what takes long. ``--rehearse`` goes through the same
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ from tools import offline
 
 # Times as long as on a GPU machine, with its many cores: for a stage, and for one case.
 PATIENCE = {offline.COMPILE: (20.0, 20.0), offline.KEYS_ONLY: (4.0, 1.0)}
+
+ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 def arguments() -> argparse.Namespace:
@@ -73,12 +76,12 @@ def wanted_stages(options: argparse.Namespace) -> list[Stage]:
 
 
 def worker_setting(options: argparse.Namespace, records: Records) -> Setting:
-    # Triton's own variables are part of its keys, or interpret; only where its cache is may stay.
-    ours = ("TRITON_CACHE_DIR",)
-    environment = {k: v for k, v in os.environ.items() if k in ours or not k.startswith("TRITON_")}
+    # Triton's own variables are part of its keys, or name another cache, or interpret.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     # A bundle without line numbers is a third of the size.
     environment |= {"PYTHONUNBUFFERED": "1", "TRITON_DISABLE_LINE_INFO": "1", **CUBLAS}
-    environment.setdefault("TRITON_CACHE_DIR", str(records.cache))
+    kept = os.environ.get("TRITON_CACHE_DIR") if options.rehearse else None
+    environment["TRITON_CACHE_DIR"] = kept or str(records.cache)
     rehearsal = ["--rehearse", options.rehearse, "--arch", str(options.arch)]
     arguments = tuple(rehearsal) if options.rehearse else ()
     return Setting(records.logs, environment, arguments)
@@ -91,7 +94,7 @@ def run(wanted: list[Stage], setting: Setting, records: Records, until: float) -
     try:
         for i, stage in enumerate(wanted):
             start = perf_counter()
-            print(f"{start - records.start:5.0f} s  {stage.name} ...", flush=True)
+            say(f"{start - records.start:5.0f} s  {stage.name} ...")
             pool = following or Pool(stage, setting)
             following = Pool(wanted[i + 1], setting) if i + 1 < len(wanted) else None
             later = sum(other.seconds for other in wanted[i + 1 :])
@@ -108,7 +111,15 @@ def run(wanted: list[Stage], setting: Setting, records: Records, until: float) -
         records.save(diagnosis.diagnose(records))
 
 
+def say(text: str) -> None:
+    """Prints it; a reader that went away ends no run."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
 def _ended(number: int, frame: FrameType | None) -> None:
+    for other in ENDING:  # once: what was learnt is being written
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(f"gpu-check: ended by {signal.Signals(number).name}")
 
 
@@ -117,15 +128,18 @@ def main() -> int:
     options = arguments()
     if not options.rehearse and not torch.cuda.is_available():
         sys.exit("gpu-check: PyTorch sees no CUDA GPU on this machine")
-    signal.signal(signal.SIGTERM, _ended)
+    for number in ENDING:
+        signal.signal(number, _ended)
     wanted = wanted_stages(options)
     records = Records(results_folder(options.results), {"commit": options.commit or commit()})
     records.start = start
     if options.rehearse != offline.KEYS_ONLY:
         records.about["bundle"] = bundle.bring(options.bundle, records.cache)
-        print("\n".join(records.about["bundle"]), flush=True)
+        say("\n".join(records.about["bundle"]))
     run(wanted, worker_setting(options, records), records, start + options.seconds)
-    print(f"\nresults in {records.folder}\n\n{diagnosis.diagnose(records)}", flush=True)
+    if records.unwritten:
+        say(f"gpu-check: not everything was written to {records.folder}: {records.unwritten}")
+    say(f"\nresults in {records.folder}\n\n{diagnosis.diagnose(records)}")
     return int(bool(records.failed()))
 
 

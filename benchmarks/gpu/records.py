@@ -6,6 +6,7 @@ written anew after each stage, and ``diagnosis.txt`` with them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
 import tempfile
@@ -30,13 +31,17 @@ class Records:
         self.lock = threading.Lock()
         self.start = perf_counter()
         self.lines = (folder / LINES).open("w")
+        self.unwritten = ""  # why something could not be written: the run goes on
 
     def add(self, stage: str, case: str, result: dict[str, Any]) -> None:
         with self.lock:
             self.results.setdefault(stage, {})[case] = result
             line = {"stage": stage, "case": case, "at": round(perf_counter() - self.start, 2)}
-            self.lines.write(json.dumps(line | result) + "\n")
-            self.lines.flush()
+            try:
+                self.lines.write(json.dumps(line | result) + "\n")
+                self.lines.flush()
+            except OSError as error:
+                self.unwritten = str(error)
 
     def failed(self) -> list[tuple[str, str, str]]:
         """(stage, case, error) of what did not come out well."""
@@ -54,15 +59,20 @@ class Records:
         with self.lock:
             document = {"about": self.about, "seconds": self.seconds, "results": self.results}
             text = json.dumps(document, indent=1)
-        _replace(self.folder / SUMMARY, text + "\n")
-        _replace(self.folder / DIAGNOSIS, diagnosis + "\n")
-        partial = self.folder / (LOGS + ".partial")
-        with tarfile.open(partial, "w:gz") as tar:
+        for name, write in {
+            SUMMARY: lambda path: path.write_text(text + "\n"),
+            DIAGNOSIS: lambda path: path.write_text(diagnosis + "\n"),
+            LOGS: self._pack_logs,
+        }.items():
+            partial = self.folder / f"{name}.partial"
+            try:
+                write(partial)
+                partial.replace(self.folder / name)
+            except OSError as error:
+                self.unwritten = str(error)
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+
+    def _pack_logs(self, path: Path) -> None:
+        with tarfile.open(path, "w:gz") as tar:
             tar.add(self.logs, "logs")
-        partial.replace(self.folder / LOGS)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
