@@ -258,7 +258,7 @@ def test_a_folder_that_can_no_longer_be_written_to_stops_nothing(tmp_path):
     found = Records(folder, {"commit": "abc"})
     found.add("tests", "a", {"outcome": "passed"})
     found.lines.close()
-    found.lines = Path("/dev/full").open("w")  # as a disk without space
+    found.lines = Path("/dev/full").open("w")  # noqa: SIM115  # as a disk without space
     folder.rename(tmp_path / "gone")
     found.add("tests", "b", {"outcome": "passed"})
     assert "No space left" in found.unwritten
