@@ -58,9 +58,9 @@ def test_a_bundle_of_no_use_is_said_and_stops_nothing(tmp_path, content):
     folder.mkdir()
     if content is not None:
         (folder / bundle.CACHE).write_bytes(content)
-    (said,) = bundle.bring(folder, tmp_path / "cache")
+    (said,) = bundle.bring(folder, tmp_path / "cache", 90)
     assert "the bundle's cache is of no use" in said
-    (said,) = bundle.bring(tmp_path / "not there", tmp_path / "cache")
+    (said,) = bundle.bring(tmp_path / "not there", tmp_path / "cache", 90)
     assert said.startswith("no bundle in")
 
 
@@ -68,11 +68,16 @@ def test_another_triton_is_said(tmp_path):
     (tmp_path / "made").mkdir()
     bundle.pack(tmp_path / "made", tmp_path / bundle.CACHE)
     about = {"triton": "2.0", "torch": bundle.installed("torch").partition("+")[0], "commit": "abc"}
-    about["sources"] = bundle.kernel_sources()
+    about |= {"sources": bundle.kernel_sources(), "library": "of others", "arch": 90}
     (tmp_path / bundle.ABOUT).write_text(json.dumps(about))
-    brought, stale = bundle.bring(tmp_path, tmp_path / "cache")
+    brought, stale, arch, library = bundle.bring(tmp_path, tmp_path / "cache", 80)
     assert brought == "0 kernels brought, made at commit abc"
     assert stale.startswith("the bundle was made with triton 2.0") and "nothing of it" in stale
+    assert arch == "the bundle was made for sm_90, here is sm_80: no use"
+    assert library == "the bundle's _cuda.so was compiled from other sources"
+    about |= {"triton": bundle.installed("triton"), "library": bundle.library_sources()}
+    (tmp_path / bundle.ABOUT).write_text(json.dumps(about))
+    assert bundle.bring(tmp_path, tmp_path / "cache", 90) == [brought]
 
 
 def test_a_library_is_brought_where_none_was_built(tmp_path, monkeypatch):
@@ -81,12 +86,12 @@ def test_a_library_is_brought_where_none_was_built(tmp_path, monkeypatch):
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / bundle.LIBRARY).write_text("brought")
-    bundle.bring(folder, tmp_path / "cache")
+    assert "_cuda.so brought" in bundle.bring(folder, tmp_path / "cache", 90)
     library = tmp_path / "cl_kernels" / bundle.LIBRARY
     assert library.read_text() == "brought"
     library.write_text("built here")
-    bundle.bring(folder, tmp_path / "cache")
-    assert library.read_text() == "built here"
+    said = bundle.bring(folder, tmp_path / "cache", 90)
+    assert library.read_text() == "built here" and "_cuda.so is here already" in said[0]
 
 
 def test_keys_are_settled_when_the_backend_is_imported():

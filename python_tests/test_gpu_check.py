@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
 
 from benchmarks.gpu import diagnosis, stages
+from benchmarks.gpu.records import set_aside
 from benchmarks.gpu.worker import FAULTS
 from tools.precompile import counts
 from tools.precompile import missed as missed_cases
@@ -107,7 +108,8 @@ def test_the_second_form(tmp_path):
     stages_of_it = "uses", "sanitizer"
     done, summary = rehearse(tmp_path / "a", tmp_path, "--second", "--only", *stages_of_it)
     assert done.returncode == 0, done.stdout
-    assert list(summary["results"]) == list(stages_of_it)
+    assert list(summary["results"]) == ["environment", *stages_of_it]
+    assert "[sanitizer]" in done.stdout and "memcheck slabs: went well" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -149,9 +151,21 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     shutil.rmtree(elsewhere)
 
 
-def test_an_unknown_stage_is_named():
+def test_what_is_unknown_is_named():
     done = check("--rehearse", "keys", "--only", "goal")
     assert done.returncode == 1 and "expected some of environment, kernels" in done.stderr
+    done = check("--rehearse", "keys", "--only", "goals", "--match", "nothing like this")
+    assert done.returncode == 1 and "no case has 'nothing like this'" in done.stderr
+
+
+def test_an_earlier_run_is_kept(tmp_path):
+    for name in FILES - {"logs.tgz"}:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "earlier-1").mkdir()
+    assert str(tmp_path / "earlier-2") in set_aside(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"earlier-1", "earlier-2"}
+    assert (tmp_path / "earlier-2" / "summary.json").read_text() == "summary.json"
+    assert set_aside(tmp_path) == ""
 
 
 @pytest.mark.parametrize("form", stages.FORMS)

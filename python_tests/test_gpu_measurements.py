@@ -235,7 +235,7 @@ def test_a_diagnosis_says_what_matters_in_few_characters(tmp_path):
     text = diagnosis.diagnose(found)
     for part in (
         "NVIDIA H100; torch 2.11; commit abc",
-        "found in the cache: 3, compiled here: 1",
+        "found in the cache: 3, compiled here: 1 (machine)",
         "row bfloat16: 1 of 2 right; worst grad key 7.2 of what is allowed",
         "product 8192^3: 790 TF",
         "clip-65536x768: 43.2 ms, predicted 54.7, goal 46, 100.0 MB; weights_kernel 20",

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from time import perf_counter
 
 import pytest
@@ -56,9 +57,12 @@ def test_what_there_is_no_time_for_is_named(setting):
 
 
 def test_a_stage_ends_in_time_whatever_hangs(setting):
+    pool = Pool(Stage("a stage", KIND, ("well", "hang", "late"), 60, case_seconds=60.0), setting)
+    assert all(worker.ready(perf_counter() + 60) for worker in pool.living)
+    found = {}
     start = perf_counter()
-    found = run(setting, "well", "hang", "late", seconds=5.0, case_seconds=60.0)
-    assert perf_counter() - start < 15
+    pool.run(start + 5.0, found.__setitem__)
+    assert perf_counter() - start < 20
     assert found["late"]["error"] == NO_TIME and "hangs" in found["hang"]["error"]
 
 
@@ -73,10 +77,11 @@ def test_no_process_is_left_behind(setting):
     """Neither those that wait nor those that work, when a run is ended from outside."""
     pool = Pool(Stage("a stage", KIND, ("hang",), 60, processes=2), setting)
     workers = list(pool.living)
+    assert all(worker.ready(perf_counter() + 60) for worker in workers)
     results = {}
     running = threading.Thread(target=pool.run, args=(perf_counter() + 60, results.__setitem__))
     running.start()
-    assert workers[0].ready(perf_counter() + 30)
+    time.sleep(0.5)
     pool.end()
     running.join(10)
     assert not running.is_alive() and not results

@@ -105,9 +105,18 @@ def prove(python: Path, folder: Path, arch: int) -> tuple[int, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.precompile", description=__doc__)
-    parser.add_argument("--arch", type=int, default=90, choices=offline.GPUS)
-    parser.add_argument("--out", type=Path, default=bundle.FOLDER / bundle.CACHE)
-    parser.add_argument("--environment", type=Path, default=ROOT / "build" / "gpu-environment")
+    add = parser.add_argument
+    add("--arch", type=int, default=90, choices=offline.GPUS, help="of the GPU (90)")
+    add(
+        "--out",
+        type=Path,
+        default=bundle.FOLDER / bundle.CACHE,
+        help="the cache's file; the rest of the bundle is written beside it (build/gpu/cache.tgz)",
+    )
+    add(
+        "--environment", type=Path, default=ROOT / "build" / "gpu-environment",
+        help="with the GPU machine's versions, made where it is not (build/gpu-environment)",
+    )  # fmt: skip
     parser.add_argument("--python", default=f"python{PYTHON}", help="makes the environment")
     options = parser.parse_args()
     folder: Path = options.out.resolve().parent
@@ -116,6 +125,7 @@ def main() -> int:
     cache = ROOT / "build" / "gpu-cache" / f"sm_{options.arch}"
     shutil.rmtree(cache, ignore_errors=True)
     failed, loads = [], None
+    print("compiling what the GPU check asks for: some minutes", flush=True)
     for form in FORMS:
         arguments = "--arch", str(options.arch)
         summary = rehearse(
@@ -123,13 +133,13 @@ def main() -> int:
             "--bundle", os.devnull, TRITON_CACHE_DIR=str(cache),
         )  # fmt: skip
         failed += errors(summary)
-        print(f"{' '.join(form) or 'first form'}: {counts(summary)[1]} compiled", flush=True)
+        print(f"{' '.join(form) or 'first form'}: compiled {counts(summary)[1]} times", flush=True)
         if not form:
             loads = summary["results"]["environment"][bundle.LIBRARY]["loads"]
     kernels = bundle.pack(cache, options.out)
     about = {
         **versions(python), "arch": options.arch, "commit": commit(), "kernels": kernels,
-        "sources": bundle.kernel_sources(),
+        "sources": bundle.kernel_sources(), "library": bundle.library_sources(),
     }  # fmt: skip
     (folder / bundle.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     library = ROOT / "cl_kernels" / bundle.LIBRARY

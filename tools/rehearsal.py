@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.machine import ROOT, commit
 from tools import offline
 
+RESULTS = ROOT / "build" / "gpu-rehearsal"
 SOURCES = "cl_kernels", "benchmarks", "tools", "python_tests", "pyproject.toml"
 
 
@@ -37,7 +38,7 @@ def main() -> int:
     with copied_sources() as sources:
         command = [
             *(sys.executable, "-m", "benchmarks.gpu", *defaults, "--commit", commit()),
-            *("--results", str(sources / "results"), *given),
+            *("--results", str(RESULTS), *given),
         ]
         return subprocess.run(command, cwd=sources).returncode
 

@@ -21,9 +21,10 @@ import torch
 
 from benchmarks.gpu import bundle, diagnosis, stages
 from benchmarks.gpu.pool import CUBLAS, Pool, Setting, Stage
-from benchmarks.gpu.records import Records
+from benchmarks.gpu.records import Records, set_aside
 from benchmarks.machine import commit, cores
 from benchmarks.report import RESULTS
+from cl_kernels.backends.triton import configs
 from tools import offline
 
 # Times as long as on a GPU machine, with its many cores: for a stage, and for one case.
@@ -36,16 +37,23 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS / "gpu", help="folder to write to")
     parser.add_argument("--commit", default="", help="of the sources, where git cannot say it")
-    parser.add_argument("--seconds", type=float, default=stages.SECONDS, help="for all together")
+    parser.add_argument(
+        "--seconds", type=float, default=stages.SECONDS, help="for all together (330)"
+    )
     parser.add_argument("--second", action="store_true", help="the second form")
-    parser.add_argument("--only", nargs="+", default=[], help="these stages alone")
+    names = "; ".join(", ".join(s.name for s in form) for form in stages.FORMS.values())
+    parser.add_argument("--only", nargs="+", default=[], help=f"these stages alone, of {names}")
     parser.add_argument("--match", default="", help="only cases with this in their names")
-    parser.add_argument("--bundle", type=Path, default=bundle.FOLDER, help="what was precompiled")
+    parser.add_argument(
+        "--bundle", type=Path, default=bundle.FOLDER, help="folder that was precompiled"
+    )
     parser.add_argument(
         "--rehearse", choices=(offline.KEYS_ONLY, offline.COMPILE),
         help="without a GPU: compile what it would run, or only note it",
     )  # fmt: skip
-    parser.add_argument("--arch", type=int, default=90, help="of the GPU that is rehearsed for")
+    parser.add_argument(
+        "--arch", type=int, default=90, choices=offline.GPUS, help="of the GPU rehearsed for (90)"
+    )
     return parser.parse_args()
 
 
@@ -67,12 +75,17 @@ def wanted_stages(options: argparse.Namespace) -> list[Stage]:
     if unknown:
         names = ", ".join(stage.name for stage in form)
         sys.exit(f"gpu-check: --only: expected some of {names}; got {', '.join(unknown)}")
-    chosen = [stage for stage in form if not options.only or stage.name in options.only]
+    wanted = {"environment", *options.only}  # no result without the machine that it is of
+    chosen = [stage for stage in form if not options.only or stage.name in wanted]
     if options.rehearse:
         for_stage, for_case = PATIENCE[options.rehearse]
         options.seconds *= for_stage
         chosen = [stage.rehearsed(cores(), for_stage, for_case) for stage in chosen]
-    return [replace(stage, match=options.match) for stage in chosen]
+    of_match = [stage for stage in chosen if stage.name != "environment"]
+    names = [case for stage in of_match for case in stage.cases or (options.match,)]
+    if options.match and not any(options.match in name for name in names):
+        sys.exit(f"gpu-check: --match: no case has {options.match!r} in its name")
+    return [replace(s, match=options.match) if s in of_match else s for s in chosen]
 
 
 def worker_setting(options: argparse.Namespace, records: Records) -> Setting:
@@ -131,10 +144,14 @@ def main() -> int:
     for number in ENDING:
         signal.signal(number, _ended)
     wanted = wanted_stages(options)
-    records = Records(results_folder(options.results), {"commit": options.commit or commit()})
+    folder = results_folder(options.results)
+    if moved := set_aside(folder):
+        say(moved)
+    records = Records(folder, {"commit": options.commit or commit(), "rehearsed": options.rehearse})
     records.start = start
     if options.rehearse != offline.KEYS_ONLY:
-        records.about["bundle"] = bundle.bring(options.bundle, records.cache)
+        arch = options.arch if options.rehearse else configs.architecture(torch.device("cuda"))
+        records.about["bundle"] = bundle.bring(options.bundle, records.cache, arch)
         say("\n".join(records.about["bundle"]))
     run(wanted, worker_setting(options, records), records, start + options.seconds)
     if records.unwritten:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,12 +28,22 @@ def installed(package: str) -> str:
         return "none"
 
 
-def kernel_sources() -> str:
-    """A hash of the sources that Triton's keys depend on."""
+def _hash(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "cl_kernels" / "backends" / "triton").glob("*.py")):
+    for path in sorted(paths):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def kernel_sources() -> str:
+    """A hash of the sources that Triton's keys depend on."""
+    return _hash((ROOT / "cl_kernels" / "backends" / "triton").glob("*.py"))
+
+
+def library_sources() -> str:
+    """A hash of what ``_cuda.so`` is compiled from."""
+    csrc = ROOT / "csrc"
+    return _hash([*(csrc / "cuda").glob("*"), *csrc.glob("*.h")])
 
 
 def pack(cache: Path, archive: Path) -> int:
@@ -63,15 +74,18 @@ def unpack(archive: Path, cache: Path) -> int:
     return len(groups)
 
 
-def bring(folder: Path, cache: Path) -> list[str]:
+def bring(folder: Path, cache: Path, arch: int) -> list[str]:
     """Makes a bundle's parts usable; a line for each thing that a person should know."""
     said = []
     if not folder.is_dir():
         return [f"no bundle in {folder}: kernels are compiled here"]
     library = ROOT / "cl_kernels" / LIBRARY
-    if (folder / LIBRARY).exists() and not library.exists():
+    if (folder / LIBRARY).exists() and library.exists():
+        said.append(f"{LIBRARY} is here already: the bundle's is not used")
+    elif (folder / LIBRARY).exists():
         try:
             shutil.copy2(folder / LIBRARY, library)
+            said.append(f"{LIBRARY} brought")
         except OSError as error:
             said.append(f"{LIBRARY} was not brought: {error}")
     try:
@@ -86,6 +100,10 @@ def bring(folder: Path, cache: Path) -> list[str]:
         if made != here:
             stale = "nothing of it will be found" if package == "triton" else "it may still serve"
             said.append(f"the bundle was made with {package} {made}, here is {here}: {stale}")
+    if about.get("arch") != arch:
+        said.append(f"the bundle was made for sm_{about.get('arch')}, here is sm_{arch}: no use")
+    if (ROOT / "csrc").is_dir() and about.get("library") != library_sources():
+        said.append(f"the bundle's {LIBRARY} was compiled from other sources")
     if about.get("sources") != kernel_sources():
         said.append("the kernels' sources are not those of the bundle: what changed is compiled")
     return said

@@ -11,6 +11,7 @@ from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
 from benchmarks.gpu.pool import NO_TIME
 from benchmarks.gpu.records import Records
 from benchmarks.report import bytes_text, seconds_text
+from tools.offline import KEYS_ONLY
 
 MOST = 8000  # characters
 WIDTH = 150  # of a line
@@ -20,7 +21,14 @@ SEVERAL = 12  # failures of a stage that are shown
 def counted(records: Records) -> str:
     results = [r for cases in records.results.values() for r in cases.values()]
     hits, misses = (sum(r.get(name, 0) for r in results) for name in ("hits", "misses"))
-    return f"kernels found in the cache: {hits}, compiled here: {misses}"
+    if records.about.get("rehearsed") == KEYS_ONLY:
+        return f"a rehearsal: kernels asked for before: {hits}, for the first time: {misses}"
+    text = f"kernels found in the cache: {hits}, compiled here: {misses}"
+    if not records.about.get("rehearsed"):
+        named = [item for cases in records.results.values() for item in cases.items()]
+        late = [case for case, result in named if result.get("misses")]
+        text += f" ({', '.join(late[:SEVERAL])})" if late else ""
+    return text
 
 
 def machine(records: Records) -> list[str]:
@@ -39,6 +47,9 @@ def kernels(results: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     for name, members in groups.items():
         good = sum(r.get("ok") is True for _, r in members)
+        if all(r.get("ok", False) is None for _, r in members):
+            lines.append(f"{name}: {len(members)} asked for, not judged")
+            continue
         known = [r for _, r in members if "times_allowed" in r]
         worst = max(known, key=lambda r: r["times_allowed"], default=None)
         text = f"{name}: {good} of {len(members)} right"
@@ -49,7 +60,9 @@ def kernels(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return f"{seconds * 1e3:.4g}" if seconds is not None else "-"
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:.4g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 
 def goal(case: GpuCase, result: dict[str, Any]) -> str:
@@ -138,6 +151,16 @@ def failures(records: Records) -> list[str]:
     return lines or ["nothing failed"]
 
 
+def plain(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Whatever a case came to."""
+    hidden = "wall", "hits", "misses", "broken"
+    lines = []
+    for case, result in results.items():
+        said = [f"{name} {value}" for name, value in result.items() if name not in hidden]
+        lines.append(f"{case}: {', '.join(said) or 'went well'}")
+    return lines
+
+
 SECTIONS = {
     "kernels": kernels,
     "ceilings": ceilings,
@@ -147,6 +170,8 @@ SECTIONS = {
     "small": small,
     "huge": lambda results: goals(results, (HUGE,), "ours"),
     "rivals": rivals,
+    "uses": plain,
+    "sanitizer": plain,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 
 import cl_kernels
 from benchmarks.gpu.bundle import installed
-from benchmarks.machine import commit, slug
+from benchmarks.machine import slug
 
 
 def driver() -> str:
@@ -30,7 +30,7 @@ def cuda_arch() -> str:
     return f"{major}{minor}{'a' if major >= 9 else ''}-real"
 
 
-def describe(device: str, of_commit: str = "") -> dict[str, Any]:
+def describe(device: str) -> dict[str, Any]:
     on_gpu = device == "cuda"
     name = torch.cuda.get_device_name() if on_gpu else device
     about: dict[str, Any] = {"kind": f"gpu-{slug(name)}", "device": name}
@@ -48,6 +48,5 @@ def describe(device: str, of_commit: str = "") -> dict[str, Any]:
             "cuda": torch.version.cuda or "none",
             "python": platform.python_version(),
         },
-        "commit": of_commit or commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -109,7 +109,7 @@ class Worker:
         try:
             line = self._line(until)
         except EOFError:
-            return {"error": f"{self._death()}: {self.last_words()}"[:300], "broken": True}
+            return {"error": f"{self._death()}{self.last_words()}"[:300], "broken": True}
         if line is None:
             return {"error": f"hangs: killed after {perf_counter() - start:.0f} s", "broken": True}
         try:
@@ -139,8 +139,9 @@ class Worker:
         return f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
 
     def last_words(self) -> str:
+        """The last line of its log, after a colon."""
         lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -11,11 +11,25 @@ import json
 import tarfile
 import tempfile
 import threading
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 SUMMARY, LINES, LOGS, DIAGNOSIS = "summary.json", "results.jsonl", "logs.tgz", "diagnosis.txt"
+FILES = SUMMARY, LINES, LOGS, DIAGNOSIS
+
+
+def set_aside(folder: Path) -> str:
+    """Moves an earlier run's files out of the way; a line that says where, if there were any."""
+    earlier = [path for name in FILES if (path := folder / name).exists()]
+    if not earlier:
+        return ""
+    place = next(p for i in count(1) if not (p := folder / f"earlier-{i}").exists())
+    place.mkdir()
+    for path in earlier:
+        path.replace(place / path.name)
+    return f"the files of an earlier run were moved to {place}"
 
 
 class Records:

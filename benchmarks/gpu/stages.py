@@ -30,6 +30,7 @@ FIRST = (
     Stage("small", measure.__name__, measure.named(SMALL, "pair"), 35, case_seconds=12),
 )  # fmt: skip
 SECOND = (
+    FIRST[0],
     Stage("uses", uses.__name__, tuple(uses.CASES), 40, case_seconds=25),
     Stage("huge", measure.__name__, measure.named((HUGE,), "ours"), 60, case_seconds=60, least=20),
     Stage(
@@ -37,7 +38,7 @@ SECOND = (
         optimized=True,
     ),
     Stage(
-        "rivals", measure.__name__, measure.rivals((*GOALS, *SEARCHES)), 130, case_seconds=25,
+        "rivals", measure.__name__, measure.rivals((*GOALS, *SEARCHES)), 120, case_seconds=25,
         least=3,
     ),
 )  # fmt: skip

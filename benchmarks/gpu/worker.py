@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -63,6 +64,7 @@ def answer(work, case: str, kernels: dict[str, int]) -> dict[str, Any]:
         rehearsed_fault(case)
         result: dict[str, Any] = work(case)
     except Exception as error:  # whatever it was, the cases after it are asked
+        traceback.print_exc()  # into the log
         result = {"error": error_line(error)}
         if isinstance(error, Broken):
             result["broken"] = True
