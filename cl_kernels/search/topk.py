@@ -44,9 +44,9 @@ def topk(
 ) -> TopK:
     """The k most similar keys of each query: exact, filtered inside the scan, never M x N.
 
-    Scores are inner products of the embeddings as they are (cosines under ``normalize``, whose
-    division is done in float32 afterwards). Equal scores are ordered by key index, on every
-    backend. Memory beyond the results does not grow with N.
+    Scores are cosines or, with ``normalize=False``, inner products. Embeddings are multiplied as
+    they are, and divided by their lengths in float32 afterwards. Equal scores are ordered by key
+    index, on every backend. Memory beyond the results does not grow with N.
 
     Args:
         query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64.
