@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
 
 from benchmarks.gpu import diagnosis, stages
+from benchmarks.gpu.pool import NO_TIME
 from benchmarks.gpu.records import set_aside
 from benchmarks.gpu.worker import FAULTS
 from tools.precompile import counts
@@ -156,6 +157,16 @@ def test_what_is_unknown_is_named():
     assert done.returncode == 1 and "expected some of environment, kernels" in done.stderr
     done = check("--rehearse", "keys", "--only", "goals", "--match", "nothing like this")
     assert done.returncode == 1 and "no case has 'nothing like this'" in done.stderr
+
+
+def test_stages_without_time_are_named_and_start_nothing(tmp_path):
+    done, summary = rehearse(
+        tmp_path / "a", tmp_path, "--seconds", "0.01", "--only", "goals", "small"
+    )  # fmt: skip
+    results = summary["results"]
+    assert done.returncode == 1 and list(results) == ["environment", "goals", "small"]
+    assert {r["error"] for cases in results.values() for r in cases.values()} == {NO_TIME}
+    assert "no time was left for" in done.stdout
 
 
 def test_an_earlier_run_is_kept(tmp_path):

@@ -20,7 +20,7 @@ from types import FrameType
 import torch
 
 from benchmarks.gpu import bundle, diagnosis, stages
-from benchmarks.gpu.pool import CUBLAS, Pool, Setting, Stage
+from benchmarks.gpu.pool import CUBLAS, NO_TIME, Pool, Setting, Stage
 from benchmarks.gpu.records import Records, set_aside
 from benchmarks.machine import commit, cores
 from benchmarks.report import RESULTS
@@ -107,6 +107,13 @@ def run(wanted: list[Stage], setting: Setting, records: Records, until: float) -
     try:
         for i, stage in enumerate(wanted):
             start = perf_counter()
+            if start + stage.least > until:
+                for case in stage.cases or ("start",):
+                    records.add(stage.name, case, {"error": NO_TIME})
+                if following is not None:  # its processes wait for nothing
+                    following.end()
+                    following = None
+                continue
             say(f"{start - records.start:5.0f} s  {stage.name} ...")
             pool = following or Pool(stage, setting)
             following = Pool(wanted[i + 1], setting) if i + 1 < len(wanted) else None
