@@ -150,6 +150,34 @@ def test_what_is_wrong_fails_the_check(imitated, monkeypatch, fault):
         assert found["worst"] == {"value": "row", "gradient": "grad query"}[fault]
 
 
+@pytest.mark.parametrize("fault", ["last row of the query", "last row of the key", "scale"])
+def test_a_small_part_that_is_wrong_fails_the_check_in_bfloat16(imitated, monkeypatch, fault):
+    """One row's gradient, or the scale's, is zero."""
+    row = correct.OPERATIONS["row"]
+
+    def wrong(check, query, key, scale, **options):
+        if options["backend"] != "reference" and fault == "scale":
+            scale = scale.detach()
+        elif options["backend"] != "reference":
+            cut = query if "query" in fault else key
+            cut.register_hook(lambda g: torch.cat([g[:-1], torch.zeros_like(g[-1:])]))
+        (lse,) = row(check, query, key, scale, **options)
+        return (lse + 0 * scale.detach(),)
+
+    def zeros(values, leaves, upstream, allow_unused):
+        found = grad(values, leaves, upstream, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", zeros)
+    monkeypatch.setitem(correct.OPERATIONS, "row", wrong)
+    check = Check("row", "bfloat16", 64, backend="native")
+    monkeypatch.setitem(correct.CHECKS, str(check), check)
+    found = correct.work(str(check))
+    worst = {"scale": "grad scale", "last row of the query": "grad query"}.get(fault, "grad key")
+    assert not found["ok"] and found["worst"] == worst, found
+
+
 def test_checks_have_names_of_their_own_and_reach_every_family():
     assert len(correct.CHECKS) == len(list(correct._checks()))
     assert {check.name for check in correct.CHECKS.values()} == {
