@@ -101,7 +101,7 @@ class Worker:
                 raise EOFError
             self.text += part
         line, _, self.text = self.text.partition(b"\n")
-        return line.decode()
+        return line.decode(errors="replace")
 
     def hear(self, until: float) -> dict[str, Any]:
         """Its next message, or why there is none."""
@@ -112,10 +112,10 @@ class Worker:
             return {"error": f"{self._death()}{self.last_words()}"[:300], "broken": True}
         if line is None:
             return {"error": f"hangs: killed after {perf_counter() - start:.0f} s", "broken": True}
-        try:
-            return json.loads(line)
-        except ValueError:
-            return {"error": f"said what is no result: {line[:200]}", "broken": True}
+        with contextlib.suppress(ValueError):
+            if isinstance(message := json.loads(line), dict):
+                return message
+        return {"error": f"said what is no result: {line[:200]}", "broken": True}
 
     def ready(self, until: float) -> dict[str, Any]:
         if self.is_ready is None:

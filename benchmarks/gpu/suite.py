@@ -26,6 +26,9 @@ class Served:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
+        if session.testsfailed or not items:  # a file that does not import is no test that passed
+            self.channel.send({"error": f"{session.testsfailed} files could not be collected"})
+            return True
 
         def work(case: str) -> dict[str, Any]:
             self.reports.clear()
