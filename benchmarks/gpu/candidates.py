@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +51,7 @@ class Candidate(NamedTuple):
     def tried(self) -> Iterator[None]:
         lines = {family: config for (_, family, _, _), config in self.lines.items()}
         shape = configs.SLAB_SHAPE
-        with ExitStack() as stack:
-            stack.enter_context(configured_as(lines))
+        with configured_as(lines):
             configs.SLAB_SHAPE = self.slabs or shape
             try:
                 yield

@@ -30,11 +30,6 @@ class GpuCase(NamedTuple):
         return f"{self.name}-{size}" + "-deterministic" * self.deterministic
 
     @property
-    def title(self) -> str:
-        search = f", {self.k} of {self.keys}" if self.is_search else ""
-        return self.name + search + ", deterministic" * self.deterministic
-
-    @property
     def is_search(self) -> bool:
         return self.k > 0
 
@@ -51,11 +46,6 @@ class GpuCase(NamedTuple):
     def product_flop(self) -> float:
         """Of one product of all pairs."""
         return 2.0 * self.rows * (self.keys or self.rows) * self.width
-
-    @property
-    def matrix_bytes(self) -> int:
-        """The similarity matrix in bfloat16."""
-        return 2 * self.rows * (self.keys or self.rows)
 
 
 def _forward(width: int, teraflops: float, predicted: float) -> GpuCase:

@@ -76,6 +76,7 @@ def goal(case: GpuCase, result: dict[str, Any]) -> str:
         text += f", {case.product_flop / seconds / 1e12:.0f} TF"
     if result.get("peak_extra_bytes") is not None:
         text += f", {bytes_text(result['peak_extra_bytes'])}"
+        text += f" of at most {bytes_text(case.goal_bytes)}" if case.goal_bytes else ""
     parts = list(result.get("kernels", {}).items())[:3]
     if parts:
         text += "; " + ", ".join(f"{n[:28]} {_milliseconds(t)}" for n, t in parts)

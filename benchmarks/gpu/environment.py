@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.contestants import left_out
 from benchmarks.gpu.device import device, rehearsed
 from benchmarks.gpu.machine import describe
 from cl_kernels.backends import native
@@ -15,7 +16,8 @@ CASES = "machine", "_cuda.so", "a kernel"
 
 def work(case: str) -> dict[str, Any]:
     if case == "machine":
-        return describe("rehearsal" if rehearsed() else "cuda")
+        about = describe("rehearsal" if rehearsed() else "cuda")
+        return about | {"rivals not installed": left_out()}
     if case == "_cuda.so":
         failure = native.load_failure("_cuda.so")
         return {"error": failure} if failure and not rehearsed() else {"loads": failure or True}

@@ -39,9 +39,7 @@ MAKERS: dict[str, Make] = {
 
 
 def sample(step: contestants.Step, loops: int) -> float:
-    """Seconds per call, on the device's clock; NaN where nothing runs."""
-    if rehearsed():
-        return math.nan
+    """Seconds per call, on the device's clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     timing.repeat(step, loops)
@@ -65,9 +63,7 @@ def median_seconds(step: contestants.Step, budget: float = MEASURE_SECONDS) -> d
     return {"seconds": statistics.median(times), "samples": count, "least": min(times)}
 
 
-def peak_bytes(step: contestants.Step) -> int | None:
-    if rehearsed():
-        return None
+def peak_bytes(step: contestants.Step) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -94,11 +90,10 @@ def measure(case: GpuCase, who: str, make: Make) -> dict[str, Any]:
     step = make(case, contestants.make_inputs(case, device(large=case.fits_meta)))
     start = perf_counter()
     step()
-    if not rehearsed():
-        torch.cuda.synchronize()
-    result: dict[str, Any] = {"first_call_seconds": perf_counter() - start}
     if rehearsed():
-        return result
+        return {}
+    torch.cuda.synchronize()
+    result: dict[str, Any] = {"first_call_seconds": perf_counter() - start}
     result |= {"peak_extra_bytes": peak_bytes(step), **median_seconds(step)}
     if who == "ours" and result["seconds"] < PROFILED_SECONDS:
         try:

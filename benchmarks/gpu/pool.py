@@ -21,7 +21,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.machine import ROOT
+
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic algorithms ask for
 NO_TIME = "no time left"
 NO_START = "the processes that should answer do not start"
