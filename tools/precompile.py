@@ -60,8 +60,11 @@ def rehearse(python: Path, sources: Path, results: Path, *more: str, **environme
         *(str(python), "-m", "benchmarks.gpu", "--rehearse", offline.COMPILE),
         *("--results", str(results), "--commit", commit(), *more),
     ]
+    (results / SUMMARY).unlink(missing_ok=True)  # none of an earlier run must look like this one's
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     subprocess.run(command, cwd=sources, env=kept | environment, stdout=subprocess.DEVNULL)
+    if not (results / SUMMARY).exists():
+        sys.exit(f"precompile: {' '.join(command)} left no summary")
     return json.loads((results / SUMMARY).read_text())
 
 
@@ -99,7 +102,7 @@ def prove(python: Path, folder: Path, arch: int) -> tuple[int, list[str]]:
                 "--bundle", str(folder), "--arch", str(arch),
             )  # fmt: skip
             hits += counts(summary)[0]
-            misses += missed(summary)
+            misses += missed(summary) + errors(summary)
     return hits, misses
 
 
@@ -151,7 +154,7 @@ def main() -> int:
     print(f"other processes, sources in another folder: {hits} hits, {len(misses)} cases missed")
     for line in misses + failed:
         print(line)
-    return int(bool(misses or failed))
+    return int(bool(misses or failed or not hits))
 
 
 if __name__ == "__main__":
