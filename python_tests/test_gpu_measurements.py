@@ -11,7 +11,17 @@ import torch
 
 pytest.importorskip("triton.language", reason="Triton is not installed")
 
-from benchmarks.gpu import candidates, ceilings, contestants, correct, diagnosis, measure, smoke
+from benchmarks.gpu import (
+    candidates,
+    ceilings,
+    compare,
+    contestants,
+    correct,
+    diagnosis,
+    measure,
+    smoke,
+    uses,
+)
 from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
 from benchmarks.gpu.correct import Check
 from benchmarks.gpu.pool import NO_TIME
@@ -176,6 +186,31 @@ def test_a_small_part_that_is_wrong_fails_the_check_in_bfloat16(imitated, monkey
     found = correct.work(str(check))
     worst = {"scale": "grad scale", "last row of the query": "grad query"}.get(fault, "grad key")
     assert not found["ok"] and found["worst"] == worst, found
+
+
+@pytest.mark.parametrize("missing", ["grad query", "grad key", "grad scale"])
+def test_a_missing_gradient_fails_the_check(imitated, monkeypatch, missing):
+    row = correct.OPERATIONS["row"]
+
+    def wrong(check, query, key, scale, **options):
+        leaves = {"grad query": query, "grad key": key, "grad scale": scale}
+        if options["backend"] != "reference":
+            leaves[missing] = leaves[missing].detach()
+        return row(check, *leaves.values(), **options)
+
+    monkeypatch.setitem(correct.OPERATIONS, "row", wrong)
+    check = Check("row", "float32", 24, backend="native")
+    monkeypatch.setitem(correct.CHECKS, str(check), check)
+    found = correct.work(str(check))
+    assert not found["ok"] and found["worst"] == missing
+
+
+def test_a_use_that_differs_or_is_nan_is_an_error(monkeypatch):
+    monkeypatch.setattr(uses, "rehearsed", lambda: False)
+    right, nan = torch.ones(3), torch.tensor([1.0, torch.nan, 1.0])
+    assert "error" not in uses.judged(gradient=compare.largest([compare.relative(right, right)]))
+    for found in ([0.0, compare.relative(nan, right)], [compare.relative(right, nan), 0.0], [0.1]):
+        assert "gradient differs" in uses.judged(gradient=compare.largest(found))["error"]
 
 
 def test_checks_have_names_of_their_own_and_reach_every_family():

@@ -88,7 +88,8 @@ def test_no_process_is_left_behind(setting):
     assert len(workers) == 2 and all(w.process.poll() is not None for w in workers)
 
 
-def test_garbage_from_a_process_is_a_result(setting, monkeypatch):
-    monkeypatch.setattr(Worker, "_line", lambda self, until: "{not json")
+@pytest.mark.parametrize("said", ["{not json", "5", "[]", "null"])
+def test_garbage_from_a_process_is_a_result(setting, monkeypatch, said):
+    monkeypatch.setattr(Worker, "_line", lambda self, until: said)
     found = run(setting, "a", "b")
-    assert all(result["error"] == "said what is no result: {not json" for result in found.values())
+    assert all(result["error"] == f"said what is no result: {said}" for result in found.values())

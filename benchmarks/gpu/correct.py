@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cl_kernels
+from benchmarks.gpu.compare import or_infinite
 from benchmarks.gpu.device import device, rehearsed
 from cl_kernels import PairFilter
 from cl_kernels._dispatch import reason_against
@@ -265,7 +266,7 @@ def work(case: str) -> dict[str, Any]:
         found = find(check)
     if not found:
         return {"ok": None}  # rehearsed
-    found = {name: math.inf if math.isnan(error) else error for name, error in found.items()}
+    found = {name: or_infinite(error) for name, error in found.items()}
     worst = max(found, key=found.__getitem__)
     error = found[worst]
     return {"ok": error <= 1.0, "worst": worst, "times_allowed": error, "errors": found}

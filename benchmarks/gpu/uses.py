@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import cl_kernels
+from benchmarks.gpu.compare import largest, relative
 from benchmarks.gpu.device import device, rehearsed
 
 AGREE = 2e-3
-
-
-def relative(ours: Tensor, truth: Tensor) -> float:
-    truth = truth.to(ours.device, torch.float64)
-    return float((ours.double() - truth).norm() / truth.norm().clamp_min(1e-30))
-
-
-def largest(differences: Iterable[float]) -> float:
-    """Infinite if one is NaN, which ``max`` may pass over."""
-    found = list(differences)
-    return math.inf if any(map(math.isnan, found)) else max(found)
 
 
 def judged(**differences: float) -> dict[str, Any]:
