@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks.gpu.offline import GPUS
 from tools.cost import Tile, predict
 from tools.sass import MATRIX, Function, Resources, read_cubin
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = tuple(MATRIX)
 NOTHING = Resources(0, 0, 0)
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
+SHARED_LIMIT = {arch: gpu.shared for arch, gpu in GPUS.items()}  # bytes a block may have
 
 
 @dataclass

@@ -18,10 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu import bundle
+from benchmarks.gpu import bundle, offline
 from benchmarks.gpu.records import SUMMARY
 from benchmarks.machine import ROOT, commit
-from tools import offline
 from tools.rehearsal import copied_sources
 
 TORCH, TRITON, PYTHON = "2.11.0", "3.6.0", "3.12"  # of the GPU machine

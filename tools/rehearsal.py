@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.gpu import offline
 from benchmarks.machine import ROOT, commit
-from tools import offline
 
 RESULTS = ROOT / "build" / "gpu-rehearsal"
 SOURCES = "cl_kernels", "benchmarks", "tools", "python_tests", "pyproject.toml"

@@ -19,13 +19,12 @@ from types import FrameType
 
 import torch
 
-from benchmarks.gpu import bundle, diagnosis, stages
+from benchmarks.gpu import bundle, diagnosis, offline, stages
 from benchmarks.gpu.pool import CUBLAS, NO_TIME, Pool, Setting, Stage
 from benchmarks.gpu.records import Records, set_aside
 from benchmarks.machine import commit, cores
 from benchmarks.report import RESULTS
 from cl_kernels.backends.triton import configs
-from tools import offline
 
 # Times as long as on a GPU machine, with its many cores: for a stage, and for one case.
 PATIENCE = {offline.COMPILE: (20.0, 20.0), offline.KEYS_ONLY: (4.0, 1.0)}

@@ -8,7 +8,7 @@ from cl_kernels.backends import triton as kernels
 
 
 def rehearsed() -> bool:
-    """Whether Triton was told to launch nothing (``tools.offline``)."""
+    """Whether Triton was told to launch nothing (``benchmarks.gpu.offline``)."""
     return not torch.cuda.is_available() and kernels.unavailable() is None
 
 

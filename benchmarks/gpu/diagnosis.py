@@ -8,10 +8,10 @@ from typing import Any
 from benchmarks.gpu.candidates import CASES as TRIED
 from benchmarks.gpu.candidates import worth
 from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
+from benchmarks.gpu.offline import KEYS_ONLY
 from benchmarks.gpu.pool import NO_TIME
 from benchmarks.gpu.records import Records
 from benchmarks.report import bytes_text, seconds_text
-from tools.offline import KEYS_ONLY
 
 MOST = 8000  # characters
 WIDTH = 150  # of a line

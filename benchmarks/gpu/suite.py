@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import offline
 from benchmarks.gpu.device import rehearsed
-from tools import offline
 
 TESTS = "python_tests/triton", "python_tests/test_cuda.py"
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from benchmarks.gpu import offline
 from benchmarks.gpu.device import Broken, broken_gpu
-from tools import offline
 
 FAULTS = "CL_KERNELS_REHEARSE_FAULTS"  # JSON: {case: "hang" | "crash" | "fail" | "break"}
 
