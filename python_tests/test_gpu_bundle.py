@@ -42,6 +42,7 @@ def test_a_process_finds_what_another_compiled(tmp_path):
     assert compiled > 0
     assert bundle.pack(cache, folder / bundle.CACHE) == compiled
     about = {"triton": bundle.installed("triton"), "torch": "1.0", "sources": "others"}
+    about["sha256"] = bundle.fingerprint(folder / bundle.CACHE)
     (folder / bundle.ABOUT).write_text(json.dumps(about))
     for path in sorted(cache.rglob("*"), reverse=True):  # nothing is found where it was made
         path.rmdir() if path.is_dir() else path.unlink()
@@ -58,7 +59,9 @@ def test_a_bundle_of_no_use_is_said_and_stops_nothing(tmp_path, content):
     folder.mkdir()
     if content is not None:
         (folder / bundle.CACHE).write_bytes(content)
-    (said,) = bundle.bring(folder, tmp_path / "cache", 90)
+    for about in ("[]", "null", "5", "{", '{"sha256": "of another"}'):
+        (folder / bundle.ABOUT).write_text(about)
+        (said,) = bundle.bring(folder, tmp_path / "cache", 90)
     assert "the bundle's cache is of no use" in said
     (said,) = bundle.bring(tmp_path / "not there", tmp_path / "cache", 90)
     assert said.startswith("no bundle in")
@@ -69,6 +72,7 @@ def test_another_triton_is_said(tmp_path):
     bundle.pack(tmp_path / "made", tmp_path / bundle.CACHE)
     about = {"triton": "2.0", "torch": bundle.installed("torch").partition("+")[0], "commit": "abc"}
     about |= {"sources": bundle.kernel_sources(), "library": "of others", "arch": 90}
+    about["sha256"] = bundle.fingerprint(tmp_path / bundle.CACHE)
     (tmp_path / bundle.ABOUT).write_text(json.dumps(about))
     brought, stale, arch, library = bundle.bring(tmp_path, tmp_path / "cache", 80)
     assert brought == "0 kernels brought, made at commit abc"

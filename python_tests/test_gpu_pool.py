@@ -88,6 +88,14 @@ def test_no_process_is_left_behind(setting):
     assert len(workers) == 2 and all(w.process.poll() is not None for w in workers)
 
 
+def test_an_answer_to_another_case_is_none(setting, monkeypatch):
+    """One line too many must not shift the results of the cases after it."""
+    monkeypatch.setattr(Worker, "_line", lambda self, until: '{"case": "a", "pid": 1}')
+    found = run(setting, "a", "b")
+    assert found["a"] == {"pid": 1}
+    assert found["b"] == {"error": "answered a instead", "broken": True}
+
+
 @pytest.mark.parametrize("said", ["{not json", "5", "[]", "null"])
 def test_garbage_from_a_process_is_a_result(setting, monkeypatch, said):
     monkeypatch.setattr(Worker, "_line", lambda self, until: said)

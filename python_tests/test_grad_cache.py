@@ -357,6 +357,19 @@ def test_randomness_that_is_not_replayed():
     assert gradients(module) == [None] * 4
 
 
+def test_a_replay_that_is_no_number():
+    module, calls = encoder(), []
+    first = 2 * -(-ROWS // CHUNK)  # of both inputs
+
+    def broken(x):
+        calls.append(len(x))
+        whole = module(x)
+        return whole if len(calls) <= first else whole * torch.nan
+
+    with pytest.raises(RuntimeError, match="expected the same embeddings"):
+        GradCache(broken, loss_function, chunk_size=CHUNK)(batch(), batch())
+
+
 def test_a_step_reads_nothing_back_from_its_device():
     """As on a GPU, where that would wait: what is on the meta device cannot be read."""
     module = encoder(dropout=0.3)

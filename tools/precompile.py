@@ -142,6 +142,7 @@ def main() -> int:
     about = {
         **versions(python), "arch": options.arch, "commit": commit(), "kernels": kernels,
         "sources": bundle.kernel_sources(), "library": bundle.library_sources(),
+        "sha256": bundle.fingerprint(options.out),
     }  # fmt: skip
     (folder / bundle.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     library = ROOT / "cl_kernels" / bundle.LIBRARY

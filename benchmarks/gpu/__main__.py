@@ -159,10 +159,12 @@ def main() -> int:
         arch = options.arch if options.rehearse else configs.architecture(torch.device("cuda"))
         records.about["bundle"] = bundle.bring(options.bundle, records.cache, arch)
         say("\n".join(records.about["bundle"]))
-    run(wanted, worker_setting(options, records), records, start + options.seconds)
-    if records.unwritten:
-        say(f"gpu-check: not everything was written to {records.folder}: {records.unwritten}")
-    say(f"\nresults in {records.folder}\n\n{diagnosis.diagnose(records)}")
+    try:
+        run(wanted, worker_setting(options, records), records, start + options.seconds)
+    finally:
+        if records.unwritten:
+            say(f"gpu-check: not everything was written to {records.folder}: {records.unwritten}")
+        say(f"\nresults in {records.folder}\n\n{diagnosis.diagnose(records)}")
     return int(bool(records.failed()))
 
 

@@ -46,6 +46,10 @@ def library_sources() -> str:
     return _hash([*(csrc / "cuda").glob("*"), *csrc.glob("*.h")])
 
 
+def fingerprint(archive: Path) -> str:
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
 def pack(cache: Path, archive: Path) -> int:
     """Packs what a process needs to find its kernels; how many there are."""
     kernels = 0
@@ -84,14 +88,18 @@ def bring(folder: Path, cache: Path, arch: int) -> list[str]:
         said.append(f"{LIBRARY} is here already: the bundle's is not used")
     elif (folder / LIBRARY).exists():
         try:
-            shutil.copy2(folder / LIBRARY, library)
+            partial = library.with_suffix(".partial")  # half a library would end the process
+            shutil.copy2(folder / LIBRARY, partial)
+            partial.replace(library)
             said.append(f"{LIBRARY} brought")
         except OSError as error:
             said.append(f"{LIBRARY} was not brought: {error}")
     try:
+        about = dict(json.loads((folder / ABOUT).read_text()))
+        if about.get("sha256") != fingerprint(folder / CACHE):
+            raise ValueError(f"{CACHE} is not the one that {ABOUT} speaks of, or is damaged")
         count = unpack(folder / CACHE, cache)
-        about = json.loads((folder / ABOUT).read_text())
-    except (OSError, tarfile.TarError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever it holds, the check goes on without it
         said.append(f"the bundle's cache is of no use ({type(error).__name__}: {error})")
         return said
     said.append(f"{count} kernels brought, made at commit {about.get('commit')}")

@@ -83,14 +83,17 @@ CASES = {str(candidate): candidate for candidate in TRIED}
 
 
 def disagreement(ours: Any, theirs: Any) -> float:
-    """The largest relative difference of two calls' results; of a search, its values'."""
+    """The largest relative difference of two calls' results; of indices, the share that differ."""
     pairs = zip(_tensors(ours), _tensors(theirs), strict=True)
-    return largest(relative(a, b) for a, b in pairs)
+    return largest(
+        relative(a, b) if a.is_floating_point() else float((a != b).double().mean())
+        for a, b in pairs
+    )
 
 
 def _tensors(result: Any) -> list[Tensor]:
     values = result if isinstance(result, tuple) else (result,)
-    return [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
+    return [x for x in values if isinstance(x, Tensor)]
 
 
 def work(case: str) -> dict[str, Any]:

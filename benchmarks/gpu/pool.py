@@ -130,7 +130,10 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # it died since: its end is heard
             self.process.stdin.write(json.dumps(case).encode() + b"\n")
             self.process.stdin.flush()
-        return self.hear(min(until, perf_counter() + seconds))
+        result = self.hear(min(until, perf_counter() + seconds))
+        if (answered := result.pop("case", case)) != case:
+            return {"error": f"answered {answered} instead", "broken": True}
+        return result
 
     def _death(self) -> str:
         try:
@@ -141,7 +144,9 @@ class Worker:
 
     def last_words(self) -> str:
         """The last line of its log, after a colon."""
-        lines = self.log.read_text(errors="replace").split("\n")
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
         return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def end(self) -> None:
@@ -190,14 +195,7 @@ class Pool:
         """Asks every case, until then; ``record`` is called with each case and its result."""
         cases = self.stage.cases
         if cases is None:
-            first = self._take()
-            ready = first.ready(until)
-            cases = tuple(ready.get("cases", ()))
-            if "error" in ready:
-                record("start", ready)
-                self._let_go(first)
-            else:
-                self.spares.appendleft(first)
+            cases = self._collected(until, record)
         waiting = deque(case for case in cases if self.stage.match in case)
         slots = [
             threading.Thread(target=self._slot, args=(waiting, until, record), daemon=True)
@@ -208,6 +206,19 @@ class Pool:
         for slot in slots:
             slot.join()
         self.end()
+
+    def _collected(self, until: float, record: Record) -> tuple[str, ...]:
+        """The cases that the first worker which starts has found."""
+        ready: dict[str, Any] = {"error": NO_START}
+        for _ in range(STARTS):
+            worker = self._take()
+            ready = worker.ready(until)
+            if "error" not in ready:
+                self.spares.appendleft(worker)
+                return tuple(ready["cases"])
+            self._let_go(worker)
+        record("start", ready)
+        return ()
 
     def _slot(self, waiting: deque[str], until: float, record: Record) -> None:
         worker: Worker | None = None

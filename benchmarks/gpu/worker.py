@@ -68,6 +68,7 @@ def answer(work, case: str, kernels: dict[str, int]) -> dict[str, Any]:
         result = {"error": error_line(error)}
         if isinstance(error, Broken):
             result["broken"] = True
+    result["case"] = case
     result["wall"] = round(time.perf_counter() - start, 3)
     result |= {name: kernels[name] - before[name] for name in kernels}
     if "error" in result and broken_gpu():
