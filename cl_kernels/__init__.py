@@ -6,7 +6,6 @@ tile and never holds it.
 
 from cl_kernels._dispatch import use_backend
 from cl_kernels._version import __version__
-from cl_kernels.checks import debug_checks
 from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.functional import pair_logits, row_col_logsumexp, row_logsumexp, self_logsumexp
@@ -22,6 +21,7 @@ from cl_kernels.mining import (
 )
 from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
 from cl_kernels.pairs import PairFilter
+from cl_kernels.reading import debug_checks
 from cl_kernels.search import TopK, topk
 
 __all__ = [

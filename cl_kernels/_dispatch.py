@@ -4,22 +4,21 @@ first of the device's list that can."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 
 from cl_kernels._ops import BACKENDS, backend_module
+from cl_kernels._scopes import Scopes
+from cl_kernels._tracing import called_while_tracing
 
 ENVIRONMENT_VARIABLE = "CL_KERNELS_BACKEND"
 # The CUDA library has not run on a GPU yet: it serves who asks for it by name.
 PREFERENCE = {"cpu": ("native", "chunked"), "cuda": ("triton", "chunked")}
 
-_requested: list[str] = []
+_requested: Scopes[str] = Scopes()
 _usable: dict[tuple[str, torch.device | str, torch.dtype], str | None] = {}
-
-Function = TypeVar("Function", bound=Callable)
 
 
 def check_name(name: str, source: str) -> str:
@@ -35,29 +34,16 @@ if _environment:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Serves every call inside the block with one backend, in all threads.
+    """Serves every call that this thread makes inside the block with one backend.
 
     A call whose ``backend=`` names another keeps its own. Gradients are computed by the backend
-    of their forward call, wherever ``backward`` runs.
+    of their forward call, wherever ``backward`` runs. What torch.compile traced is traced anew.
 
     Args:
         name: ``"reference"``, ``"chunked"``, ``"native"`` or ``"triton"``.
     """
-    _requested.append(check_name(name, "name"))
-    try:
+    with _requested.entered(check_name(name, "name")):
         yield
-    finally:
-        _requested.pop()
-
-
-def called_while_tracing(function: Function) -> Function:
-    """Has torch.compile call the function, not trace it, and take its result for a constant.
-
-    It is ``torch.compiler.assume_constant_result``, which would import torch._dynamo, and Triton
-    with it, for everybody who imports this package.
-    """
-    vars(function)["_dynamo_marked_constant"] = True
-    return function
 
 
 @called_while_tracing  # it imports backends and loads libraries
@@ -91,8 +77,9 @@ def requested(backend: str | None) -> tuple[str, str] | None:
     """The backend asked for and where it was asked, or None if nobody asked."""
     if backend is not None:
         return check_name(backend, "backend"), "backend argument"
-    if _requested:
-        return _requested[-1], "use_backend"
+    scoped = _requested.innermost()
+    if scoped is not None:
+        return scoped, "use_backend"
     if _environment:
         return _environment, ENVIRONMENT_VARIABLE
     return None

@@ -42,7 +42,7 @@ SCHEMAS = {
     ),
 }
 
-_CONTRAST = f"Tensor scale, {_OPTIONS}, bool normalize, float share, bool[] needs"
+_CONTRAST = f"Tensor scale, {_OPTIONS}, bool normalize, bool mean, bool[] needs"
 
 # What only the compiled CPU library computes: losses and gradients in one call, for small batches.
 FUSED_SCHEMAS = {
@@ -56,11 +56,11 @@ FUSED_SCHEMAS = {
 # Exact top-K, and the selection among the survivors of a scan: see cl_kernels/search.py.
 SEARCH_SCHEMAS = {
     "topk": (
-        "(Tensor query, Tensor key, int k, Tensor? query_factor, Tensor? key_factor,"
+        "(Tensor query, Tensor key, SymInt k, Tensor? query_factor, Tensor? key_factor,"
         " Tensor[] query_ids, Tensor[] key_ids, bool[] keep_same, Tensor? exclude_offsets,"
         " Tensor? exclude_keys, Tensor? below, Tensor? above) -> (Tensor, Tensor)"
     ),
-    "select_topk": "(Tensor packed, Tensor counts, int k) -> (Tensor, Tensor)",
+    "select_topk": "(Tensor packed, Tensor counts, SymInt k) -> (Tensor, Tensor)",
 }
 SELECTORS = ("chunked", "native")
 
@@ -155,6 +155,14 @@ _FAKES = {
     "topk": _topk_fake,
     "select_topk": _select_topk_fake,
 }
+
+
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]):
+    """An operation of Python code, which torch.compile calls without looking inside."""
+    name = _library.define(schema)
+    torch.library.register_fake(f"cl_kernels::{name}", fake, lib=_library)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    return getattr(torch.ops.cl_kernels, name).default
 
 
 _ALL_SCHEMAS = SCHEMAS | FUSED_SCHEMAS | SEARCH_SCHEMAS

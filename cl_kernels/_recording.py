@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from cl_kernels._scopes import Scopes
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,16 @@ class PrimitiveCall:
     device: torch.device
 
 
-_calls: list[list[PrimitiveCall]] = []
+_calls: Scopes[list[PrimitiveCall]] = Scopes()
 
 
 def active() -> bool:
-    return bool(_calls)
+    """Whether this thread is inside an ``explain``."""
+    return _calls.innermost() is not None
 
 
-@contextmanager
-def recording() -> Iterator[list[PrimitiveCall]]:
-    _calls.append([])
-    try:
-        yield _calls[-1]
-    finally:
-        _calls.pop()
+def recording() -> AbstractContextManager[list[PrimitiveCall]]:
+    return _calls.entered([])
 
 
 def record(
@@ -57,6 +54,8 @@ def record(
     call = PrimitiveCall(
         primitive, backend, asked, M, N, D, query.dtype, compute_dtype, query.device
     )
-    _calls[-1].append(call)
+    calls = _calls.innermost()
+    assert calls is not None, "nobody records"
+    calls.append(call)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     return query.new_zeros(M, dtype=dtype), query.new_zeros(N, dtype=dtype)

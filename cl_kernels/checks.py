@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import reduce
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.reading import readable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-_debug_depth = 0
-
-
-@contextmanager
-def debug_checks() -> Iterator[None]:
-    """Checks values that live on a GPU too (each check waits for the GPU)."""
-    global _debug_depth
-    _debug_depth += 1
-    try:
-        yield
-    finally:
-        _debug_depth -= 1
-
-
-def readable(x: Tensor) -> bool:
-    """Whether a check may read x: not while torch.compile traces, and not on a GPU, which that
-    would wait for, unless ``debug_checks`` asks for it."""
-    return not torch.compiler.is_compiling() and (x.device.type == "cpu" or _debug_depth > 0)
 
 
 def check_embeddings(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "nested" if x.is_nested else str(x.layout)
+        raise TypeError(f"{name}: expected a dense tensor, got a {kind} one")
     if x.dtype not in DTYPES:
         supported = ", ".join(str(d) for d in DTYPES)
         raise TypeError(f"{name}: expected one of {supported}, got {x.dtype}")
@@ -45,10 +30,39 @@ def check_embeddings(name: str, x: Tensor) -> None:
         )
 
 
-def check_pair(query: Tensor, key: Tensor) -> None:
+def as_pair(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     check_embeddings("query", query)
     check_embeddings("key", key)
-    check_matches("key", key, "query", query)
+    return as_alike(query=query, key=key)
+
+
+def as_alike(**embeddings: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, checked to have the width, dtype and device of the first.
+
+    Under autocast dtypes may differ, as they may there in torch's own products: the widest counts.
+    """
+    (like_name, like), *others = embeddings.items()
+    dtypes = {x.dtype for x in embeddings.values()}
+    if len(dtypes) > 1 and autocast_dtype(like.device) is not None:
+        widest = reduce(torch.promote_types, dtypes)
+        like, *others = (x.to(widest) for x in embeddings.values())
+        others = zip(list(embeddings)[1:], others, strict=True)
+    others = list(others)
+    for name, x in others:
+        check_matches(name, x, like_name, like)
+    return like, *(x for _, x in others)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast multiplies float32 embeddings in, None where it is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """What sums and results for embeddings like x are held in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def check_matches(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
@@ -94,36 +108,60 @@ def check_filters(
     return filters
 
 
-def check_count(name: str, value: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_count(name: str, value: int, most: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < 1 or (most is not None and value > most):
         expected = "at least 1" if most is None else f"1 to {most}"
         raise ValueError(f"{name}: expected {expected}, got {value}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
-def check_scalar(name: str, value: float | Tensor, *, nonzero: bool = False) -> None:
-    """Raises unless value is a finite real number or a 0-d floating tensor of one.
+def as_scalar(
+    name: str, value: float | Tensor, like: Tensor | None = None, *, inverted: bool = False
+) -> float | Tensor:
+    """A finite number, or a 0-d tensor of one; its inverse if ``inverted``.
 
-    Numbers that live on a GPU are checked under ``cl_kernels.debug_checks()`` only: reading them
-    would wait for the GPU.
+    Args:
+        name: The argument's name, for messages.
+        value: A real number of Python or NumPy, or a floating tensor of one element.
+        like: Embeddings in whose accumulation type the result must be finite.
+        inverted: The result is ``1 / value``, so value may not be zero.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+            Numbers that live on a GPU are checked under ``cl_kernels.debug_checks()`` only:
+            reading them would wait for the GPU.
     """
+    expected = "a number or a tensor of one"
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
-        if value.dim() != 0:
-            raise ValueError(
-                f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}"
-            )
-        if not readable(value):
-            return
-        number = value.item()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = value
-    else:
-        raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
-    if torch.compiler.is_compiling():  # a number may be symbolic there
-        return
-    if not math.isfinite(number) or (nonzero and number == 0):
-        expected = "a finite number other than zero" if nonzero else "a finite number"
+        if value.dim() > 1 or value.numel() != 1:
+            raise ValueError(f"{name}: expected {expected}, got shape {list(value.shape)}")
+        value = value.reshape(()) if value.dim() else value
+        if readable(value):
+            _check_number(name, value.item(), like, inverted)
+        if not inverted:
+            return value
+        # float16 cannot hold the inverse of a temperature below 1.5e-5.
+        return 1 / value.to(torch.promote_types(value.dtype, torch.float32))
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if not torch.compiler.is_compiling():
+        value = float(value)
+        _check_number(name, value, like, inverted)
+    elif like is not None:  # a symbol would be compiled for each value, unless it is a factor
+        value = like.new_ones((), dtype=accumulator(like)) * value
+    return 1 / value if inverted else value
+
+
+def _check_number(name: str, number: float, like: Tensor | None, inverted: bool) -> None:
+    if not math.isfinite(number) or (inverted and number == 0):
+        expected = "a finite number other than zero" if inverted else "a finite number"
         raise ValueError(f"{name}: expected {expected}, got {number}")
+    dtype = torch.float64 if like is None else accumulator(like)
+    largest = torch.finfo(dtype).max
+    if abs(number) < 1 / largest if inverted else abs(number) > largest:
+        what = "a number whose inverse is finite" if inverted else "a number that is finite"
+        raise ValueError(f"{name}: expected {what} in {dtype}, got {number}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Lists = Tensor | tuple[Tensor, Tensor]
+from cl_kernels.reading import readable
+
+Lists = Tensor | tuple[Tensor, Tensor] | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 
 
 class CSR(NamedTuple):
@@ -20,6 +23,46 @@ class CSR(NamedTuple):
 
     offsets: Tensor
     keys: Tensor
+
+    @classmethod
+    def from_lists(
+        cls,
+        lists: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+        rows: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> CSR:
+        """Of Python lists, one for each row; or of a dict from rows to lists.
+
+        Args:
+            lists: The keys of each row. A row that a dict does not name has none.
+            rows: M. Default: the number of lists; a dict's largest row + 1.
+            device: Where the tensors shall be.
+
+        Example:
+            >>> CSR.from_lists([[3, 1], [], [2]]).offsets
+            tensor([0, 2, 2, 3])
+        """
+        if isinstance(lists, Mapping):
+            wrong = [row for row in lists if not isinstance(row, int) or row < 0]
+            if wrong or (rows is not None and any(row >= rows for row in lists)):
+                least = "" if rows is None else f" below {rows}"
+                raise ValueError(f"lists: expected rows from 0{least}, got {[*lists][:10]}")
+            rows = max(lists, default=-1) + 1 if rows is None else rows
+            lists = [lists.get(row, ()) for row in range(rows)]
+        if rows is not None and len(lists) != rows:
+            raise ValueError(f"lists: expected one for each of {rows} rows, got {len(lists)}")
+        try:
+            keys = [int(key) for keys in lists for key in keys]
+            counts = torch.tensor([len(keys) for keys in lists], dtype=torch.int64, device="cpu")
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"lists: expected lists of integers: {error}") from error
+        keys = torch.tensor(keys, dtype=torch.int64, device="cpu")
+        return cls(_offsets(counts).to(device), keys.to(device))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> CSR:
+        """Of the places of a boolean [M, N] that hold True. Reads values, on a GPU too."""
+        return cls(_offsets(mask.sum(1)), mask.nonzero()[:, 1])
 
     def counts(self) -> Tensor:
         """How many keys each row has, [M]."""
@@ -37,13 +80,6 @@ class CSR(NamedTuple):
         within = torch.arange(int(offsets[-1]), device=self.keys.device)
         shift = self.offsets[:-1][index] - offsets[:-1]
         return CSR(offsets, self.keys[within + shift.repeat_interleave(counts)])
-
-    def within_rows_sorted(self) -> CSR:
-        """The same lists, each in rising order."""
-        if len(self.keys) == 0:
-            return self
-        base = self.rows() * (self.keys.max() + 1)
-        return CSR(self.offsets, (base + self.keys).sort().values - base)
 
     def between(self, first: int, last: int) -> CSR:
         """The lists of the keys in [first, last), counted from ``first``."""
@@ -64,8 +100,8 @@ def as_csr(name: str, value: Lists, rows: int, num_keys: int, device: torch.devi
 
     Args:
         name: The argument's name, for messages.
-        value: A ``CSR`` or a tuple of its parts, one key for each row [M], or [M, P] padded
-            with -1.
+        value: A ``CSR`` or a tuple of its parts; one key for each row [M], or [M, P] padded
+            with -1; a boolean [M, N]; Python lists, or a dict of them.
         rows: M.
         num_keys: Keys are indices in [0, num_keys).
         device: Where the lists must be.
@@ -74,40 +110,107 @@ def as_csr(name: str, value: Lists, rows: int, num_keys: int, device: torch.devi
         TypeError, ValueError: The message names the argument, what was expected and what came.
             Values are read, on a GPU too: a wrong list would read outside of a tensor.
     """
-    if isinstance(value, Tensor):
+    csr = _of_parts(name, value, rows, num_keys, device)
+    if csr is None:
         csr = _from_tensor(name, value, rows)
-    elif isinstance(value, tuple) and len(value) == 2:
-        csr = CSR(
-            *(_integers(f"{name} {part}", x) for part, x in zip(CSR._fields, value, strict=True))
-        )
-        _check_offsets(name, csr, rows)
     else:
-        raise TypeError(
-            f"{name}: expected a CSR (offsets, keys) or an index tensor, got {type(value).__name__}"
-        )
-    for x in csr:
-        if x.device != device:
-            raise ValueError(f"{name}: expected the device of query, {device}, got {x.device}")
-    if len(csr.keys):
-        low, high = int(csr.keys.min()), int(csr.keys.max())
-        if low < 0 or high >= num_keys:
-            raise ValueError(f"{name}: expected keys in [0, {num_keys}), got {low} to {high}")
+        _check_offsets(name, csr)
+    _check_device(name, csr, device)
+    _check_keys(name, csr.keys, 0, num_keys)
     return csr
 
 
-def _from_tensor(name: str, value: Tensor, rows: int) -> CSR:
+def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.device) -> CSR:
+    """Lists that a search leaves out, each in rising order.
+
+    As ``as_csr``, but nothing is read that lives on a GPU, or that torch.compile traces: a key
+    outside of [0, num_keys), such as padding, is one that is never found.
+    """
+    csr = _of_parts(name, value, rows, num_keys, device)
+    if csr is None:
+        padded = _padded(name, value, rows)
+        _check_device(name, (padded,), device)
+        if readable(padded):
+            _check_keys(name, padded, -1 if value.dim() == 2 else 0, num_keys)
+        places = torch.arange(rows + 1, device=device) * padded.shape[1]
+        return CSR(places, padded.sort(1).values.flatten())
+    _check_device(name, csr, device)
+    offsets, keys = csr
+    if readable(offsets):
+        _check_offsets(name, csr)
+        _check_keys(name, keys, 0, num_keys)
+    else:  # whatever they hold, they stay inside
+        offsets = offsets.clamp(0, len(keys)).cummax(0).values
+    place = torch.arange(len(keys), device=device)
+    base = torch.searchsorted(offsets[1:], place, right=True) * (num_keys + 2)
+    return CSR(offsets, (base + keys.clamp(-1, num_keys)).sort().values - base)
+
+
+def _of_parts(name: str, value: Lists, rows: int, num_keys: int, device) -> CSR | None:
+    """Lists that have offsets, or come with the means to make them; None for an index tensor."""
+    if isinstance(value, Tensor):
+        if value.dtype != torch.bool:
+            return None
+        if value.shape != (rows, num_keys):
+            raise ValueError(
+                f"{name}: expected a mask of shape [{rows}, {num_keys}], got {list(value.shape)}"
+            )
+        return CSR.from_mask(value)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
+        csr = CSR(
+            *(_integers(f"{name} {part}", x) for part, x in zip(CSR._fields, value, strict=True))
+        )
+        if len(csr.offsets) != rows + 1:
+            raise ValueError(
+                f"{name}: expected offsets of length {rows + 1}, one more than there are queries, "
+                f"got {len(csr.offsets)}"
+            )
+        return csr
+    if isinstance(value, (Sequence, Mapping)) and not isinstance(value, str):
+        try:
+            return CSR.from_lists(value, rows, device)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+    raise TypeError(
+        f"{name}: expected a CSR (offsets, keys), an index tensor, a mask or lists, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _check_device(name: str, parts: Sequence[Tensor], device: torch.device) -> None:
+    for x in parts:
+        if x.device != device:
+            raise ValueError(f"{name}: expected the device of query, {device}, got {x.device}")
+
+
+def _check_keys(name: str, keys: Tensor, least: int, num_keys: int) -> None:
+    if not keys.numel():
+        return
+    low, high = int(keys.min()), int(keys.max())
+    if low < least or high >= num_keys:
+        padding = ", or -1 as padding" if least < 0 else ""
+        raise ValueError(f"{name}: expected keys in [0, {num_keys}){padding}, got {low} to {high}")
+
+
+def _padded(name: str, value: Tensor, rows: int) -> Tensor:
+    """Index lists of one length, [M, P]."""
     value = _integers(name, value, dims=(1, 2))
     if value.shape[0] != rows:
         raise ValueError(
             f"{name}: expected one row for each of the {rows} queries, "
             f"got shape {list(value.shape)}"
         )
+    return value[:, None] if value.dim() == 1 else value
+
+
+def _from_tensor(name: str, value: Tensor, rows: int) -> CSR:
+    padded = _padded(name, value, rows)
     if value.dim() == 1:
-        return CSR(torch.arange(rows + 1, device=value.device), value)
-    if value.numel() and int(value.min()) < -1:
-        raise ValueError(f"{name}: expected keys, or -1 as padding, got {int(value.min())}")
-    filled = value >= 0
-    return CSR(_offsets(filled.sum(1)), value[filled])
+        return CSR(torch.arange(rows + 1, device=value.device), padded[:, 0])
+    if padded.numel() and int(padded.min()) < -1:
+        raise ValueError(f"{name}: expected keys, or -1 as padding, got {int(padded.min())}")
+    filled = padded >= 0
+    return CSR(_offsets(filled.sum(1)), padded[filled])
 
 
 def _integers(name: str, x: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
@@ -121,12 +224,7 @@ def _integers(name: str, x: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
     return x.to(torch.int64).contiguous()
 
 
-def _check_offsets(name: str, csr: CSR, rows: int) -> None:
-    if len(csr.offsets) != rows + 1:
-        raise ValueError(
-            f"{name}: expected offsets of length {rows + 1}, one more than there are queries, "
-            f"got {len(csr.offsets)}"
-        )
+def _check_offsets(name: str, csr: CSR) -> None:
     first, last = int(csr.offsets[0]), int(csr.offsets[-1])
     if first != 0 or last != len(csr.keys):
         raise ValueError(

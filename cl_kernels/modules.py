@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cl_kernels.checks import check_scalar
+from cl_kernels.checks import as_scalar
 from cl_kernels.losses import clip, info_nce, nt_xent
 from cl_kernels.losses.common import Reduction, check_reduction
 from cl_kernels.losses.hardest import check_hardest
@@ -21,7 +21,7 @@ class _Temperature(nn.Module):
         backend: str | None,
     ) -> None:
         super().__init__()
-        check_scalar("temperature", temperature, nonzero=True)
+        as_scalar("temperature", temperature, inverted=True)
         check_reduction(reduction)
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
@@ -106,6 +106,7 @@ class InfoNCELoss(_Temperature):
         negative_keys: Tensor | None = None,
         *,
         target: Tensor | None = None,
+        negative_mask: Tensor | None = None,
         where: Where = (),
     ) -> Tensor:
         return info_nce(
@@ -116,6 +117,7 @@ class InfoNCELoss(_Temperature):
             normalize=self.normalize,
             in_batch_negatives=self.in_batch_negatives,
             target=target,
+            negative_mask=negative_mask,
             where=where,
             hardest=self.hardest,
             reduction=self.reduction,

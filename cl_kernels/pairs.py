@@ -14,7 +14,7 @@ MAX_FILTERS = 2
 
 def _id_vector(name: str, ids: Tensor) -> Tensor:
     if not isinstance(ids, Tensor):
-        raise TypeError(f"{name}: expected an integer tensor, got {type(ids).__name__}")
+        ids = _from_sequence(name, ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name}: expected an integer tensor, got {ids.dtype}")
     if ids.dim() != 1:
@@ -22,12 +22,22 @@ def _id_vector(name: str, ids: Tensor) -> Tensor:
     return ids.to(torch.int64).contiguous()
 
 
+def _from_sequence(name: str, ids: Sequence[int]) -> Tensor:
+    """Of a list or a NumPy array."""
+    try:
+        return torch.as_tensor(ids, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(ids).__name__
+        raise TypeError(f"{name}: expected an integer tensor or a list, got {kind}") from error
+
+
 @dataclass(frozen=True)
 class PairFilter:
     """Keeps the pairs whose ids are the same, or those whose ids differ.
 
     Args:
-        query_ids: Integer ids of the queries, shape [M]; any values (labels, indices, hashes).
+        query_ids: Integer ids of the queries, shape [M]; any values (labels, indices, hashes);
+            a tensor, or a list or NumPy array for embeddings in host memory.
         key_ids: Integer ids of the keys, shape [N], on the same device.
         keep: ``"same"`` keeps pair (i, j) if ``query_ids[i] == key_ids[j]``; ``"different"``
             keeps it if they differ.
@@ -51,12 +61,12 @@ class PairFilter:
         object.__setattr__(self, "key_ids", key_ids)
 
 
-Where = PairFilter | Sequence[PairFilter]
+Where = PairFilter | Sequence[PairFilter] | None
 
 
 def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
     """The filters of a ``where`` argument as a tuple of at most ``most``."""
-    filters = (where,) if isinstance(where, PairFilter) else where
+    filters = (where,) if isinstance(where, PairFilter) else () if where is None else where
     if not isinstance(filters, (tuple, list)) or not all(
         isinstance(f, PairFilter) for f in filters
     ):

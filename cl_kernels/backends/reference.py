@@ -131,7 +131,8 @@ def topk(
         kept &= scores > above[:, None]
     if exclude_offsets is not None:
         rows = torch.arange(M, device=query.device).repeat_interleave(exclude_offsets.diff())
-        kept[rows, exclude_keys] = False
+        inside = (exclude_keys >= 0) & (exclude_keys < N)
+        kept[rows[inside], exclude_keys[inside]] = False
     scores = torch.where(kept, scores, -torch.inf) + 0.0  # -0 counts as +0
     values, indices = scores.sort(dim=1, descending=True, stable=True)
     indices = indices.masked_fill(values == -torch.inf, -1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import check_scalar
+from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import (
     Reduction,
-    check_inputs,
+    as_inputs,
     check_reduction,
     check_same_rows,
     logit_bound,
 )
-from cl_kernels.losses.contrast import PairContrast, contrast_of
+from cl_kernels.losses.contrast import contrast_of
 
 
 def clip(
@@ -50,24 +50,25 @@ def clip(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
-    check_inputs(image_features=image_features, text_features=text_features)
+    image_features, text_features = as_inputs(
+        image_features=image_features, text_features=text_features
+    )
     check_same_rows("text_features", text_features, "image_features", image_features)
     check_reduction(reduction)
-    check_scalar("logit_scale", logit_scale)
+    scale = as_scalar("logit_scale", logit_scale, image_features)
     pair = torch.arange(image_features.shape[0], device=image_features.device)
     loss = contrast_of(
-        PairContrast,
         "row_col_logsumexp",
         (image_features, text_features),
-        logit_scale,
+        scale,
         pair,
         (),
         normalize=normalize,
-        logit_bound=logit_bound(logit_scale, normalize),
+        logit_bound=logit_bound(normalize, scale=logit_scale),
         reduction=reduction,
         backend=backend,
     )
     if logit_bias is not None:
-        check_scalar("logit_bias", logit_bias)
-        loss = loss + 0 * logit_bias  # a parameter that is used gets a gradient: zero
+        # A parameter that is used gets a gradient: zero.
+        loss = loss + 0 * as_scalar("logit_bias", logit_bias)
     return loss

@@ -7,20 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import check_embeddings, check_matches, check_scalar
+from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 
 Reduction = Literal["mean", "sum", "none"]
 
 _SERIAL_SUM = 32768  # torch's grain: a shorter sum is taken by one thread
 
 
-def check_inputs(**embeddings: Tensor) -> None:
+def as_inputs(**embeddings: Tensor) -> tuple[Tensor, ...]:
     """Embeddings of one width, dtype and device; the message names the argument at fault."""
-    (first_name, first), *others = embeddings.items()
-    check_embeddings(first_name, first)
-    for name, x in others:
+    for name, x in embeddings.items():
         check_embeddings(name, x)
-        check_matches(name, x, first_name, first)
+    return as_alike(**embeddings)
 
 
 def check_same_rows(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
@@ -35,25 +33,27 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
 
 
-def inverse(temperature: float | Tensor) -> float | Tensor:
-    """The scale of a temperature, which may be negative but not zero."""
-    check_scalar("temperature", temperature, nonzero=True)
-    return 1 / temperature
+def inverse(temperature: float | Tensor, like: Tensor) -> float | Tensor:
+    """The scale of a temperature, which may be negative but not zero, for such embeddings."""
+    return as_scalar("temperature", temperature, like, inverted=True)
 
 
-def logit_bound(scale: float | Tensor, normalize: bool) -> float | None:
+def logit_bound(
+    normalize: bool, *, scale: float | Tensor = 1.0, temperature: float | Tensor = 1.0
+) -> float | None:
     """What no logit of unit vectors exceeds, if the host knows it."""
-    if not normalize or isinstance(scale, Tensor):
+    if not normalize or isinstance(scale, Tensor) or isinstance(temperature, Tensor):
         return None
-    return abs(scale) * 1.01  # rounding to bfloat16 may lengthen a unit vector by 2^-8
+    return abs(scale / temperature) * 1.01  # a unit vector in bfloat16 may be longer by 2^-8
 
 
 def total(losses: Tensor, reduction: str) -> Tensor:
     """Mean or sum of the rows' losses; the mean of no row is 0."""
     if reduction == "none":
         return losses
-    if losses.numel() < _SERIAL_SUM:
-        return losses.mean() if reduction == "mean" and losses.numel() else losses.sum()
+    count = losses.numel()
+    if isinstance(count, int) and count < _SERIAL_SUM:  # a symbol would compile for either side
+        return losses.mean() if reduction == "mean" and count else losses.sum()
     # torch splits a longer sum by threads: in float64 the result does not show it.
     exact = losses.sum(dtype=torch.float64)
-    return (exact / losses.numel() if reduction == "mean" else exact).to(losses.dtype)
+    return (exact / max(count, 1) if reduction == "mean" else exact).to(losses.dtype)

@@ -20,15 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels import _recording
+from cl_kernels._autograd import refuse_double_backward
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import overload
-from cl_kernels.functional import (
-    CallOptions,
-    call_options,
-    note_call,
-    refuse_double_backward,
-    scale_tensor,
-)
+from cl_kernels._tracing import in_graph
+from cl_kernels.calls import CallOptions, call_options, note_call, scale_tensor
 from cl_kernels.losses.common import total
 from cl_kernels.losses.rows import stack_rows, unstack_gradient
 from cl_kernels.pairs import PairFilter
@@ -60,11 +56,11 @@ class SelfContrast(NamedTuple):
         losses = F.softplus(margin, threshold=40).view(-1)
         return losses, (rows, norm, scale, lse, similarity, margin)
 
-    def fused(self, views, scale: Tensor, share: float, needs: Sequence[bool]) -> tuple:
-        """Losses of all rows, and gradients of ``share`` times their sum."""
+    def fused(self, views, scale: Tensor, mean: bool, needs: Sequence[bool]) -> tuple:
+        """Losses of all rows, and gradients of their mean or sum."""
         compute = overload("self_contrast", self.backend)
         losses, grad_scale, grad_rows = compute(
-            *views, scale, *self.options, self.normalize, share, needs
+            *views, scale, *self.options, self.normalize, mean, needs
         )
         return losses, grad_scale, *grad_rows.chunk(2)
 
@@ -106,11 +102,11 @@ class PairContrast(NamedTuple):
         losses = losses.mean(0) if len(losses) > 1 else losses[0]
         return losses, (rows, row_norm, keys, key_norm, scale, lse, similarity, margin)
 
-    def fused(self, pair, scale: Tensor, share: float, needs: Sequence[bool]) -> tuple:
-        """Losses of all queries, and gradients of ``share`` times their sum."""
+    def fused(self, pair, scale: Tensor, mean: bool, needs: Sequence[bool]) -> tuple:
+        """Losses of all queries, and gradients of their mean or sum."""
         compute = overload("pair_contrast", self.backend)
         symmetric = self.statistic == "row_col_logsumexp"
-        return compute(*pair, scale, *self.options, self.normalize, share, needs, symmetric)
+        return compute(*pair, scale, *self.options, self.normalize, mean, needs, symmetric)
 
     def gradients(self, state: tuple, grad: Tensor, needs: Sequence[bool]) -> tuple:
         """Of the scale, the query and the key, in float32, for ``grad`` [B] or [] of the losses."""
@@ -135,8 +131,14 @@ class PairContrast(NamedTuple):
         return grad_scale, grad_query, grad_key
 
 
+_KINDS = {
+    "self_logsumexp": SelfContrast,
+    "row_logsumexp": PairContrast,
+    "row_col_logsumexp": PairContrast,
+}
+
+
 def contrast_of(
-    kind: type[SelfContrast] | type[PairContrast],
     statistic: str,
     embeddings: tuple[Tensor, Tensor],
     scale: float | Tensor,
@@ -154,15 +156,28 @@ def contrast_of(
     """
     first, second = embeddings
     M, N = first.shape[0], second.shape[0]
-    if kind is SelfContrast:
+    if _KINDS[statistic] is SelfContrast:
         M = N = M + N
     options = call_options(first, (M, N), where, None, logit_bound, (excluded, excluded))
     name = choose(backend, first.device, first.dtype)
     if _recording.active():
         rows, _ = note_call(statistic, name, backend, first, (M, N), options)
         return total(rows, reduction)
-    contrast = kind(normalize, name, options, statistic)
-    factor = scale_tensor(scale, first)
+    return _contrast_of(statistic, normalize, reduction, name, options, scale, first, second)
+
+
+@in_graph
+def _contrast_of(
+    statistic: str,
+    normalize: bool,
+    reduction: str,
+    backend: str,
+    options: CallOptions,
+    scale: float | Tensor,
+    *embeddings: Tensor,
+) -> Tensor:
+    contrast = _KINDS[statistic](normalize, backend, options.concrete(), statistic)
+    factor = scale_tensor(scale, embeddings[0])
     if reduction == "none":
         return _RowLosses.apply(contrast, factor, *embeddings)
     needs = tuple(torch.is_grad_enabled() and x.requires_grad for x in (factor, *embeddings))
@@ -172,15 +187,16 @@ def contrast_of(
 
 
 def _total_and_gradients(contrast, reduction: str, needs, scale: Tensor, embeddings) -> tuple:
-    share = 1 / max(contrast.count(embeddings), 1) if reduction == "mean" else 1.0
+    mean = reduction == "mean"
     if contrast.backend == "native" and scale.device.type == "cpu":
         embeddings = [x.contiguous() for x in embeddings]
-        losses, *gradients = contrast.fused(embeddings, scale, share, needs)
+        losses, *gradients = contrast.fused(embeddings, scale, mean, needs)
     else:
         losses, state = contrast.losses(embeddings, scale)
         gradients = needs  # none is wanted
         if any(needs):
-            gradients = contrast.gradients(state, losses.new_full((), share), needs)
+            share = losses.new_ones(()) / max(contrast.count(embeddings) if mean else 1, 1)
+            gradients = contrast.gradients(state, share, needs)
     wanted = (g if need else None for g, need in zip(gradients, needs, strict=True))
     return total(losses, reduction), *wanted
 
@@ -189,7 +205,7 @@ class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, contrast, scale, first, second):
         losses, state = contrast.losses((first, second), scale)
-        ctx.save_for_backward(*state)
+        contrast.options.save(ctx, *state)
         ctx.contrast, ctx.dtype = contrast, first.dtype
         return losses
 
@@ -197,7 +213,9 @@ class _RowLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         refuse_double_backward()
         needs = ctx.needs_input_grad[1:]
-        grad_scale, *rest = ctx.contrast.gradients(ctx.saved_tensors, grads[0], needs)
+        state, options = CallOptions.saved(ctx)
+        contrast = ctx.contrast._replace(options=options)
+        grad_scale, *rest = contrast.gradients(state, grads[0], needs)
         return None, grad_scale, *(None if g is None else g.to(ctx.dtype) for g in rest)
 
 

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cl_kernels.functional import scale_tensor
+from cl_kernels.calls import scale_tensor
+from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
-from cl_kernels.search.gradients import FoundScores
-
-_GATHERED = 1 << 22  # numbers gathered at a time
-
-Negatives = tuple[Tensor, tuple[PairFilter, ...]]  # keys and the filters on them
+from cl_kernels.search.gradients import found_products, found_scores
 
 
-def check_hardest(hardest: int | None) -> None:
-    if hardest is None:
-        return
-    if isinstance(hardest, bool) or not isinstance(hardest, int):
-        raise TypeError(f"hardest: expected an integer or None, got {type(hardest).__name__}")
-    if hardest < 1:
-        raise ValueError(f"hardest: expected at least 1, got {hardest}")
+class Negatives(NamedTuple):
+    """A set of negatives and which of them count."""
+
+    keys: Tensor  # shared [K, D], or each query's own [B, K, D]
+    where: tuple[PairFilter, ...] = ()  # on shared ones
+    counted: Tensor | None = None  # of each query's own, bool [B, K]
+
+
+def own_similarity(queries: Tensor, negatives: Negatives) -> Tensor:
+    """Of each query with its own negatives, [B, K]."""
+    keys = negatives.keys
+    with torch.autocast(keys.device.type, enabled=False):
+        return torch.matmul(keys, queries.unsqueeze(-1)).squeeze(-1)
+
+
+def logsumexp_of(logits: Tensor, counted: Tensor | None) -> Tensor:
+    """Over the last of [B, K], of those that count; -inf with zero gradient where none does."""
+    if counted is None:
+        return logits.logsumexp(1)
+    some = counted.any(1, keepdim=True)  # an empty sum would have NaN for a gradient
+    logits = torch.where(counted | ~some, logits, -torch.inf)
+    return torch.where(some[:, 0], logits.logsumexp(1), -torch.inf)
+
+
+def check_hardest(hardest: int | None) -> int | None:
+    return None if hardest is None else check_count("hardest", hardest)
 
 
 def hardest_logsumexp(
@@ -39,7 +56,7 @@ def hardest_logsumexp(
 
     Args:
         queries: float32 rows, [B, D].
-        negatives: Sets of keys, shared [K, D] or each query's own [B, K, D].
+        negatives: Sets of them.
         scale: Inverse temperature; if it is negative the least similar keys are the hardest.
         hardest: How many.
         compute_dtype: Precision of the search; the logits found are float32.
@@ -51,21 +68,19 @@ def hardest_logsumexp(
     factor = scale_tensor(scale, queries)
     towards = queries * factor.detach().sign()  # the hardest are the most similar to these
     found = []
-    for keys, where in negatives:
-        if keys.dim() == 3:
-            with torch.autocast(keys.device.type, enabled=False):
-                scores = torch.matmul(keys, towards.unsqueeze(-1)).squeeze(-1)  # [B, K]
+    for some in negatives:
+        if some.keys.dim() == 3:
+            scores = own_similarity(towards, some)
+            if some.counted is not None:
+                scores = torch.where(some.counted, scores, -torch.inf)
             scores = scores.topk(min(hardest, scores.shape[1]), sorted=False).values
         else:
-            scores = _shared(towards, keys, hardest, where, compute_dtype, backend)
+            scores = _shared(towards, some.keys, hardest, some.where, compute_dtype, backend)
         found.append(scores)
     scores = torch.cat(found, 1)
     scores = scores.topk(min(hardest, scores.shape[1]), sorted=False).values
     filled = scores != -torch.inf
-    logits = factor.abs() * torch.where(filled, scores, 0)
-    some = filled.any(1, keepdim=True)  # an empty sum would have NaN for a gradient
-    logits = torch.where(filled | ~some, logits, -torch.inf)
-    return torch.where(some[:, 0], logits.logsumexp(1), -torch.inf)
+    return logsumexp_of(factor.abs() * torch.where(filled, scores, 0), filled)
 
 
 def _shared(
@@ -85,8 +100,5 @@ def _shared(
         return topk(queries, keys, k, **settings).values
     with torch.no_grad():
         indices = topk(queries.to(compute_dtype), keys.to(compute_dtype), k, **settings).indices
-        rows = max(1, _GATHERED // (k * keys.shape[1]))
-        pairs = zip(queries.split(rows), indices.split(rows), strict=True)
-        values = torch.cat([(q[:, None] * keys[i]).sum(-1) for q, i in pairs])
-        values.masked_fill_(indices < 0, -torch.inf)
-    return FoundScores.apply(queries, keys, values, indices, False)
+        values = found_products(queries, keys, indices)
+    return found_scores(queries, keys, values, indices, False)

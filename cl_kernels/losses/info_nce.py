@@ -7,21 +7,29 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import check_embeddings, check_matches, readable
-from cl_kernels.functional import default_compute_dtype, pair_logits, row_logsumexp
+from cl_kernels.calls import default_compute_dtype
+from cl_kernels.checks import as_alike, check_embeddings
+from cl_kernels.functional import pair_logits, row_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
-    check_inputs,
+    as_inputs,
     check_reduction,
     check_same_rows,
     inverse,
     logit_bound,
     total,
 )
-from cl_kernels.losses.contrast import PairContrast, contrast, contrast_of
-from cl_kernels.losses.hardest import check_hardest, hardest_logsumexp
+from cl_kernels.losses.contrast import contrast, contrast_of
+from cl_kernels.losses.hardest import (
+    Negatives,
+    check_hardest,
+    hardest_logsumexp,
+    logsumexp_of,
+    own_similarity,
+)
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.reading import readable
 
 
 def info_nce(
@@ -33,6 +41,7 @@ def info_nce(
     normalize: bool = True,
     in_batch_negatives: bool | None = None,
     target: Tensor | None = None,
+    negative_mask: Tensor | None = None,
     where: Where = (),
     hardest: int | None = None,
     reduction: Reduction = "mean",
@@ -53,6 +62,8 @@ def info_nce(
         in_batch_negatives: Whether the other rows of ``positive_key`` are negatives too. Default:
             only without ``negative_keys``.
         target: Index into ``positive_key`` of each query's positive, shape [B].
+        negative_mask: Which of each query's own negatives count, bool [B, K]; or how many of the
+            first, integers [B]. Rows of padding count unless this leaves them out.
         where: Filters on the negatives: on the rows of ``positive_key`` if those are negatives
             (at most one filter), else on shared ``negative_keys`` (at most two).
         hardest: Count only this many negatives of each query, those with the largest logits (the
@@ -69,15 +80,19 @@ def info_nce(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
-    check_inputs(query=query, positive_key=positive_key)
+    query, positive_key = as_inputs(query=query, positive_key=positive_key)
     check_reduction(reduction)
-    check_hardest(hardest)
+    hardest = check_hardest(hardest)
     if target is None:
         check_same_rows("positive_key", positive_key, "query", query)
     else:
         _check_target(target, query, positive_key)
     if negative_keys is not None:
         _check_negative_keys(negative_keys, query)
+        query, positive_key, negative_keys = as_alike(
+            query=query, positive_key=positive_key, negative_keys=negative_keys
+        )
+    counted = _counted(negative_mask, negative_keys)
     if in_batch_negatives is None:
         in_batch_negatives = negative_keys is None
     shared = negative_keys is not None and negative_keys.dim() == 2
@@ -85,13 +100,12 @@ def info_nce(
     if filters and not (in_batch_negatives or shared):
         raise ValueError("where: expected no filter with negatives of each query's own, got one")
 
-    scale = inverse(temperature)
-    bound = logit_bound(scale, normalize)
+    scale = inverse(temperature, query)
+    bound = logit_bound(normalize, temperature=temperature)
     key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
     in_batch_only = negative_keys is None and in_batch_negatives and target is None
     if in_batch_only and hardest is None and _trained(positive_key):
         return contrast_of(
-            PairContrast,
             "row_logsumexp",
             (query, positive_key),
             scale,
@@ -108,11 +122,14 @@ def info_nce(
     sets = []  # of negatives, with the filters on them
     if in_batch_negatives:
         not_the_positive = PairFilter(key_ids if target is None else target, key_ids, "different")
-        sets.append((keys, (not_the_positive, *filters)))
+        sets.append(Negatives(keys, (not_the_positive, *filters)))
         filters = ()
     if negative_keys is not None:
-        further = float_rows(negative_keys.flatten(0, -2), normalize=normalize)
-        sets.append((further.view(negative_keys.shape), filters))
+        rows = negative_keys.flatten(0, -2)
+        if counted is not None:  # what padding holds is of no concern
+            rows = rows.masked_fill(~counted.view(-1, 1), 0)
+        further = float_rows(rows, normalize=normalize)
+        sets.append(Negatives(further.view(negative_keys.shape), filters, counted))
 
     statistic = {"compute_dtype": default_compute_dtype(query), "backend": backend}
     if not sets:
@@ -120,7 +137,7 @@ def info_nce(
     elif hardest is not None:
         negatives = hardest_logsumexp(queries, sets, scale, hardest, **statistic)
     else:
-        lses = (_logsumexp(queries, *some, scale=scale, bound=bound, **statistic) for some in sets)
+        lses = (_logsumexp(queries, some, scale, logit_bound=bound, **statistic) for some in sets)
         negatives = reduce(torch.logaddexp, lses)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
     return total(contrast(negatives, positive), reduction)
@@ -131,13 +148,12 @@ def _trained(key: Tensor) -> bool:
     return key.requires_grad or not torch.is_grad_enabled()
 
 
-def _logsumexp(queries: Tensor, keys: Tensor, where, *, scale, bound, **statistic) -> Tensor:
-    """Over shared negatives [K, D], or each query's own [B, K, D]: there is no tile to share."""
-    if keys.dim() == 2:
-        return row_logsumexp(queries, keys, scale, where=where, logit_bound=bound, **statistic)
-    with torch.autocast(keys.device.type, enabled=False):
-        similarity = torch.matmul(keys, queries.unsqueeze(-1)).squeeze(-1)  # [B, K]
-    return torch.logsumexp(scale * similarity, 1)
+def _logsumexp(queries: Tensor, negatives: Negatives, scale, **statistic) -> Tensor:
+    """Over shared negatives, or over each query's own: there is no tile to share."""
+    if negatives.keys.dim() == 2:
+        return row_logsumexp(queries, negatives.keys, scale, where=negatives.where, **statistic)
+    similarity = own_similarity(queries, negatives)
+    return logsumexp_of(scale * similarity, negatives.counted)
 
 
 def _check_target(target: Tensor, query: Tensor, positive_key: Tensor) -> None:
@@ -162,13 +178,34 @@ def _check_target(target: Tensor, query: Tensor, positive_key: Tensor) -> None:
 
 
 def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:
-    if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
-        if negative_keys.shape[0] != query.shape[0]:
-            raise ValueError(
-                f"negative_keys: expected [B, K, D] with B = {query.shape[0]}, "
-                f"got shape {list(negative_keys.shape)}"
-            )
-        check_matches("negative_keys", negative_keys, "query", query)
-    else:
-        check_embeddings("negative_keys", negative_keys)
-        check_matches("negative_keys", negative_keys, "query", query)
+    own = isinstance(negative_keys, Tensor) and negative_keys.dim() == 3
+    check_embeddings("negative_keys", negative_keys.flatten(0, 1) if own else negative_keys)
+    if own and negative_keys.shape[0] != query.shape[0]:
+        raise ValueError(
+            f"negative_keys: expected [B, K, D] with B = {query.shape[0]}, "
+            f"got shape {list(negative_keys.shape)}"
+        )
+
+
+def _counted(mask: Tensor | None, negative_keys: Tensor | None) -> Tensor | None:
+    """Which of each query's own negatives count, bool [B, K], from a mask or from their numbers."""
+    if mask is None:
+        return None
+    if negative_keys is None or negative_keys.dim() != 3:
+        raise ValueError("negative_mask: expected negative_keys of shape [B, K, D] with it")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"negative_mask: expected a tensor, got {type(mask).__name__}")
+    if mask.device != negative_keys.device:
+        raise ValueError(
+            f"negative_mask: expected the device of query, {negative_keys.device}, "
+            f"got {mask.device}"
+        )
+    B, K, _ = negative_keys.shape
+    if mask.dtype == torch.bool and mask.shape == (B, K):
+        return mask
+    if mask.dtype in (torch.int64, torch.int32) and mask.shape == (B,):
+        return torch.arange(K, device=mask.device) < mask[:, None]
+    raise ValueError(
+        f"negative_mask: expected bool of shape [{B}, {K}] or integers of shape [{B}], "
+        f"got {mask.dtype} of shape {list(mask.shape)}"
+    )

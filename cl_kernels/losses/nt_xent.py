@@ -5,22 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels.functional import (
-    default_compute_dtype,
-    pair_logits,
-    row_logsumexp,
-    self_logsumexp,
-)
+from cl_kernels.calls import default_compute_dtype
+from cl_kernels.functional import pair_logits, row_logsumexp, self_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
-    check_inputs,
+    as_inputs,
     check_reduction,
     check_same_rows,
     inverse,
     logit_bound,
     total,
 )
-from cl_kernels.losses.contrast import SelfContrast, contrast, contrast_of
+from cl_kernels.losses.contrast import contrast, contrast_of
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters
 
@@ -61,18 +57,20 @@ def nt_xent(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
-    check_inputs(view_0=view_0, view_1=view_1)
+    inputs = {"view_0": view_0, "view_1": view_1}
+    if negative_keys is not None:
+        inputs["negative_keys"] = negative_keys
+    view_0, view_1, *further = as_inputs(**inputs)
     check_same_rows("view_1", view_1, "view_0", view_0)
     check_reduction(reduction)
-    scale = inverse(temperature)
-    bound = logit_bound(scale, normalize)
+    scale = inverse(temperature, view_0)
+    bound = logit_bound(normalize, temperature=temperature)
     batch = view_0.shape[0]
     image = torch.arange(batch, device=view_0.device)
     image = torch.cat((image, image))  # repeat() takes three times as long
     filters = as_filters(where, most=1)
-    if negative_keys is None:
+    if not further:
         return contrast_of(
-            SelfContrast,
             "self_logsumexp",
             (view_0, view_1),
             scale,
@@ -84,7 +82,6 @@ def nt_xent(
             backend=backend,
         )
 
-    check_inputs(view_0=view_0, negative_keys=negative_keys)
     statistic = {
         "compute_dtype": default_compute_dtype(view_0),
         "logit_bound": bound,
@@ -92,7 +89,7 @@ def nt_xent(
     }
     other_images = PairFilter(image, image, "different")
     rows = float_rows(torch.cat([view_0, view_1]), normalize=normalize)  # [2B, D]
-    keys = float_rows(negative_keys, normalize=normalize)
+    keys = float_rows(*further, normalize=normalize)
     negatives = torch.logaddexp(
         self_logsumexp(rows, scale, where=(other_images, *filters), **statistic),
         row_logsumexp(rows, keys, scale, **statistic),

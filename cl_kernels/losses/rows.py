@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_kernels.functional import refuse_double_backward
+from cl_kernels._autograd import refuse_double_backward
+from cl_kernels._tracing import in_graph
 
 # As torch.nn.functional.normalize: a zero row stays zero instead of becoming NaN.
 _SMALLEST_NORM = 1e-12
@@ -54,5 +55,10 @@ class _UnitRows(torch.autograd.Function):
 def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
     """Differentiable rows of x in float32 (or float64), of unit length if ``normalize``."""
     if normalize:
-        return _UnitRows.apply(x)
+        return _unit_rows(x)
     return x if x.dtype == torch.float64 else x.float()
+
+
+@in_graph
+def _unit_rows(x: Tensor) -> Tensor:
+    return _UnitRows.apply(x)

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import check_embeddings, check_scalar
-from cl_kernels.csr import as_csr
+from cl_kernels.checks import as_scalar, check_embeddings
 from cl_kernels.mining.positives import pair_scores
 from cl_kernels.pairs import PairFilter
+from cl_kernels.reading import readable
 from cl_kernels.search import TopK, topk
 
 
@@ -96,7 +96,7 @@ def semi_hard_negative(
         margin: Only negatives whose similarity is within this margin of the positive's.
     """
     if margin is not None:
-        check_scalar("margin", margin)
+        margin = as_scalar("margin", margin)
     keys, where = _keys(query, labels, key, key_labels, "different")
     settings = {"normalize": normalize, "backend": backend}
     if positive is None:
@@ -104,10 +104,10 @@ def semi_hard_negative(
             found = hardest_positive(query, labels, key, key_labels, **settings)
         ceiling = found.values.masked_fill(found.indices < 0, -torch.inf)
     else:
-        pairs = as_csr("positive", _column(positive), len(query), len(keys), query.device)
-        scores = pair_scores(query, keys, pairs, **settings)
-        ceiling = scores.new_full((len(query),), -torch.inf)
-        ceiling[pairs.rows()] = scores
+        _check_positive(positive, query, keys)
+        rows = torch.arange(len(query), device=query.device)
+        scores = pair_scores(query, keys, rows, positive.clamp_min(0).long(), **settings)
+        ceiling = scores.masked_fill(positive < 0, -torch.inf)
     floor = None if margin is None else ceiling - margin
     return _first(topk(query, keys, 1, where=where, below=ceiling, above=floor, **settings))
 
@@ -133,9 +133,25 @@ def _keys(
     return query, where
 
 
-def _column(positive: Tensor) -> Tensor:
-    """[M, 1], where -1 means none."""
-    return positive[:, None] if isinstance(positive, Tensor) and positive.dim() == 1 else positive
+def _check_positive(positive: Tensor, query: Tensor, keys: Tensor) -> None:
+    if not isinstance(positive, Tensor) or positive.dtype not in (torch.int64, torch.int32):
+        kind = positive.dtype if isinstance(positive, Tensor) else type(positive).__name__
+        raise TypeError(f"positive: expected an integer tensor, got {kind}")
+    if positive.shape != query.shape[:1]:
+        raise ValueError(
+            f"positive: expected one index for each of the {len(query)} queries, "
+            f"got shape {list(positive.shape)}"
+        )
+    if positive.device != query.device:
+        raise ValueError(
+            f"positive: expected the device of query, {query.device}, got {positive.device}"
+        )
+    if readable(positive) and positive.numel():
+        low, high = int(positive.min()), int(positive.max())
+        if low < -1 or high >= len(keys):
+            raise ValueError(
+                f"positive: expected indices in [0, {len(keys)}), or -1, got {low} to {high}"
+            )
 
 
 def _first(found: TopK) -> TopK:

@@ -113,7 +113,9 @@ def mine_hard_negatives(
         raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
     known = as_csr("positives", positives, len(query), len(documents), query.device)
 
-    known_scores = pair_scores(query, documents, known, normalize=normalize, backend=backend)
+    known_scores = pair_scores(
+        query, documents, known.rows(), known.keys, normalize=normalize, backend=backend
+    )
     ceilings = criteria.ceilings(known, known_scores)
     found = topk(
         query,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels.csr import CSR
+from cl_kernels._dispatch import choose
+from cl_kernels._ops import define
+from cl_kernels.checks import accumulator
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 
@@ -14,24 +16,40 @@ _PAIRS = 256  # their products with one another are computed, for the diagonal
 
 @torch.no_grad()
 def pair_scores(
-    query: Tensor, corpus: Tensor, pairs: CSR, *, normalize: bool, backend: str | None
+    query: Tensor,
+    corpus: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    *,
+    normalize: bool,
+    backend: str | None,
 ) -> Tensor:
-    """The score of every listed pair, [nnz]; -inf where it is not a number.
+    """The score of every pair (rows[n], keys[n]), [nnz]; -inf where it is not a number.
 
     A dot product taken by itself may differ in its last bit from the same pair's score in the
     search: a copy of the positive could then pass below a ceiling that equals its own score. So
     the pairs go through the search.
     """
-    scores = query.new_empty(
-        len(pairs.keys), dtype=torch.float64 if query.dtype == torch.float64 else torch.float32
-    )
+    compute = _traced if torch.compiler.is_compiling() else _pair_scores
+    name = choose(backend, query.device, query.dtype)
+    return compute(query.detach(), corpus.detach(), rows, keys, normalize, name)
+
+
+def _pair_scores(query, corpus, rows, keys, normalize, backend):
+    scores = query.new_empty(len(keys), dtype=accumulator(query))
     pair = torch.arange(_PAIRS, device=query.device)
-    for queries, keys, out in zip(
-        pairs.rows().split(_PAIRS), pairs.keys.split(_PAIRS), scores.split(_PAIRS), strict=True
-    ):
-        diagonal = PairFilter(pair[: len(keys)], pair[: len(keys)], "same")
-        documents = corpus[keys.to(corpus.device)].to(query.device)
-        out[:] = topk(
-            query[queries], documents, 1, normalize=normalize, where=diagonal, backend=backend
-        ).values[:, 0]
+    parts = (x.split(_PAIRS) for x in (rows, keys, scores))
+    for queries, found, out in zip(*parts, strict=True):
+        diagonal = PairFilter(pair[: len(found)], pair[: len(found)], "same")
+        documents = corpus[found.to(corpus.device)].to(query.device)
+        settings = {"normalize": normalize, "where": diagonal, "backend": backend}
+        out[:] = topk(query[queries], documents, 1, **settings).values[:, 0]
     return scores
+
+
+_traced = define(
+    "pair_scores(Tensor query, Tensor corpus, Tensor rows, Tensor keys, bool normalize,"
+    " str backend) -> Tensor",
+    _pair_scores,
+    lambda query, corpus, rows, keys, *_: query.new_empty(keys.shape, dtype=accumulator(query)),
+)

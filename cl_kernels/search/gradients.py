@@ -1,4 +1,4 @@
-"""Gradients of the scores that a search found."""
+"""Scores of the pairs that a search found, and their gradients."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_kernels.functional import refuse_double_backward
+from cl_kernels._autograd import refuse_double_backward
+from cl_kernels._ops import define
+from cl_kernels._tracing import in_graph
+from cl_kernels.checks import accumulator
 
-from .scores import accumulator, factors
+from .scores import factors
 
-_GATHERED = 1 << 22  # numbers gathered at a time in the backward pass
+_GATHERED = 1 << 22  # numbers gathered at a time
 
 
-class FoundScores(torch.autograd.Function):
-    """Scores of the pairs that were found, with the gradient of ``pair_logits``."""
+@in_graph
+def found_scores(
+    query: Tensor, key: Tensor, values: Tensor, indices: Tensor, normalize: bool
+) -> Tensor:
+    """``values``, with the gradient of the pairs' products (of their cosines if ``normalize``)."""
+    return _FoundScores.apply(query, key, values, indices, normalize)
 
+
+class _FoundScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query, key, values, indices, normalize):
         ctx.save_for_backward(query, key, indices)
@@ -28,29 +37,54 @@ class FoundScores(torch.autograd.Function):
         refuse_double_backward()
         query, key, indices = ctx.saved_tensors
         needs_query, needs_key = ctx.needs_input_grad[:2]
-        dtype = accumulator(query)
-        grad_query = torch.zeros_like(query, dtype=dtype) if needs_query else None
-        grad_key = torch.zeros_like(key, dtype=dtype) if needs_key else None
-        grad = grads[0].masked_fill(indices < 0, 0)
-        indices = indices.clamp_min(0)
-        rows = max(1, _GATHERED // max(1, indices.shape[1] * query.shape[1]))
-        for first in range(0, len(query) if len(key) else 0, rows):
-            part = slice(first, first + rows)
-            keys = key[indices[part].to(key.device)]  # [m, k, D]; they may be on the host
-            of_query, of_keys = _pair_gradients(
-                query[part].to(dtype), keys.to(query.device, dtype), grad[part], ctx.normalize
-            )
-            if grad_query is not None:
-                grad_query[part] = of_query
-            if grad_key is not None:
-                grad_key.index_add_(0, indices[part].flatten(), of_keys.flatten(0, 1))
+        grad_query, grad_key = _gradients(
+            grads[0], query, key, indices, ctx.normalize, needs_query, needs_key
+        )
         return (
-            None if grad_query is None else grad_query.to(query.dtype),
-            None if grad_key is None else grad_key.to(key.dtype),
+            grad_query if needs_query else None,
+            grad_key if needs_key else None,
             None,
             None,
             None,
         )
+
+
+def _parts(count: int, of_one: int) -> list[slice]:
+    rows = max(1, _GATHERED // max(1, of_one))
+    return [slice(first, first + rows) for first in range(0, count, rows)]
+
+
+def _compute_gradients(grad, query, key, indices, normalize, need_query, need_key):
+    dtype = accumulator(query)
+    grad_query = torch.zeros_like(query, dtype=dtype) if need_query else query.new_empty(0)
+    grad_key = torch.zeros_like(key, dtype=dtype) if need_key else key.new_empty(0)
+    grad = grad.masked_fill(indices < 0, 0)
+    indices = indices.clamp_min(0)
+    for part in _parts(len(query) if len(key) else 0, indices.shape[1] * query.shape[1]):
+        keys = key[indices[part].to(key.device)]  # [m, k, D]; they may be on the host
+        of_query, of_keys = _pair_gradients(
+            query[part].to(dtype), keys.to(query.device, dtype), grad[part], normalize
+        )
+        if need_query:
+            grad_query[part] = of_query
+        if need_key:
+            grad_key.index_add_(0, indices[part].flatten(), of_keys.flatten(0, 1))
+    return grad_query.to(query.dtype), grad_key.to(key.dtype)
+
+
+def _gradients_fake(grad, query, key, indices, normalize, need_query, need_key):
+    return (
+        torch.empty_like(query) if need_query else query.new_empty(0),
+        torch.empty_like(key) if need_key else key.new_empty(0),
+    )
+
+
+_gradients = define(
+    "found_gradients(Tensor grad, Tensor query, Tensor key, Tensor indices, bool normalize,"
+    " bool need_query, bool need_key) -> (Tensor, Tensor)",
+    _compute_gradients,
+    _gradients_fake,
+)
 
 
 def _pair_gradients(
@@ -70,3 +104,18 @@ def _pair_gradients(
     of_query = (grad[:, None] @ keys).squeeze(1) - query * along.sum(1, keepdim=True)
     of_keys = grad[..., None] * query[:, None] - keys * along[..., None]
     return of_query * query_factor, of_keys * key_factor
+
+
+def _products(query: Tensor, key: Tensor, indices: Tensor) -> Tensor:
+    values = torch.empty_like(indices, dtype=query.dtype)
+    for part in _parts(len(query), indices.shape[1] * query.shape[1]):
+        values[part] = (query[part, None] * key[indices[part]]).sum(-1)
+    return values.masked_fill_(indices < 0, -torch.inf)
+
+
+# <query[i], key[indices[i, j]]>, -inf where the index is -1.
+found_products = define(
+    "found_products(Tensor query, Tensor key, Tensor indices) -> Tensor",
+    _products,
+    lambda query, key, indices: torch.empty_like(indices, dtype=query.dtype),
+)

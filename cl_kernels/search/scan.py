@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cl_kernels._ops import define, overload
+from cl_kernels.checks import accumulator
 from cl_kernels.csr import CSR
 
 from .scores import TopK, inverse_norms, nothing_found
-from .stream import blocks
+from .stream import blocks, progress_bar
 
 _CALL_PRODUCTS = 1 << 40  # multiply-adds a call: seconds, after which an interrupt is heard
 
@@ -32,6 +34,7 @@ class Search(NamedTuple):
     compute: Callable[..., tuple[Tensor, Tensor]]
 
     def run(self, key: Tensor, bar: Callable[..., Any]) -> TopK:
+        """The best of these keys; the bar is shown how far the search is."""
         if key.device != self.query.device:
             return self._streamed(key, bar)
         M, N, D = len(self.query), *key.shape
@@ -101,3 +104,38 @@ class Search(NamedTuple):
                 found = TopK(values[:, : self.k].contiguous(), indices[:, : self.k].contiguous())
                 shown.update(len(block))
         return found
+
+
+def search(
+    query, key, k, normalize, largest, query_ids, key_ids, keep_same,
+    exclude_offsets, exclude_keys, below, above, backend, bar=None,
+):  # fmt: skip
+    """Scores and indices of the best keys, each [M, k], by the named backend."""
+    query_factor = inverse_norms(query) if normalize else None
+    if not largest:  # the largest of the negated scores
+        below, above = (None if b is None else -b for b in (above, below))
+        ones = query.new_ones(len(query), dtype=accumulator(query))
+        query_factor = -(ones if query_factor is None else query_factor)
+    excluded = None if exclude_offsets is None else CSR(exclude_offsets, exclude_keys)
+    scan = Search(
+        query.contiguous(), k, query_factor, normalize, tuple(query_ids), tuple(key_ids),
+        list(keep_same), excluded, below, above, overload("topk", backend),
+    )  # fmt: skip
+    values, indices = scan.run(key, progress_bar(False) if bar is None else bar)
+    return values if largest else 0.0 - values, indices  # no -0
+
+
+def _search_fake(query, key, k, *_):
+    places = query.shape[0], k
+    values = query.new_empty(places, dtype=accumulator(query))
+    return values, query.new_empty(places, dtype=torch.int64)
+
+
+# The same as one operation: its blocks would have torch.compile compile for every size.
+search_traced = define(
+    "search(Tensor query, Tensor key, SymInt k, bool normalize, bool largest, Tensor[] query_ids,"
+    " Tensor[] key_ids, bool[] keep_same, Tensor? exclude_offsets, Tensor? exclude_keys,"
+    " Tensor? below, Tensor? above, str backend) -> (Tensor, Tensor)",
+    search,
+    _search_fake,
+)

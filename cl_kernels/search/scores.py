@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cl_kernels.checks import accumulator
+
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize: a zero vector scores 0
 
 
@@ -20,10 +22,6 @@ class TopK(NamedTuple):
 
     values: Tensor
     indices: Tensor
-
-
-def accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def factors(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose, reason_against, requested
-from cl_kernels._ops import overload
-from cl_kernels.checks import check_count, check_embeddings, check_filters, readable
-from cl_kernels.csr import Lists, as_csr
+from cl_kernels.checks import accumulator, check_count, check_embeddings, check_filters
+from cl_kernels.csr import CSR, Lists, left_out
 from cl_kernels.pairs import Where
+from cl_kernels.reading import readable
 
-from .gradients import FoundScores
-from .scan import Search
-from .scores import TopK, accumulator, inverse_norms, nothing_found
+from .gradients import found_scores
+from .scan import search, search_traced
+from .scores import TopK, nothing_found
 from .stream import progress_bar
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ _MOST_KEYS = 1 << 31
 
 
 def topk(
-    query: Tensor,
+    query: Tensor | numpy.ndarray,
     key: Tensor | numpy.ndarray,
     k: int,
     *,
     normalize: bool = True,
     where: Where = (),
     exclude: Lists | None = None,
+    keep: Tensor | None = None,
     below: Bound = None,
     above: Bound = None,
     largest: bool = True,
@@ -49,15 +51,18 @@ def topk(
     index, on every backend. Memory beyond the results does not grow with N.
 
     Args:
-        query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64.
-        key: Embeddings, shape [N, D], same dtype. A tensor on the query's device; or one in host
-            memory (pinned or not), or a NumPy array or memory map, of any size: it is streamed to
-            the query's device in blocks, the next one copied while the last is searched.
+        query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64; cast to the keys'
+            dtype where they differ.
+        key: Embeddings, shape [N, D]. A tensor on the query's device; or one in host memory
+            (pinned or not), or a NumPy array or memory map, of any size: it is streamed to the
+            query's device in blocks, the next one copied while the last is searched.
         k: How many, at least 1; may exceed N.
         normalize: Score by cosine. A zero vector scores 0 with everything.
         where: Up to two ``PairFilter``; a pair is kept if every filter keeps it.
         exclude: Keys to leave out for each query: a ``CSR`` (offsets [M + 1], keys [nnz]), one
-            key a query [M], or [M, P] padded with -1.
+            key a query [M], [M, P] padded with -1, a boolean [M, N], or Python lists. On a GPU
+            wrong indices leave nothing out; ``debug_checks`` finds them.
+        keep: The keys each query may find, a boolean [M, N], where there is room for one.
         below: Keep scores strictly below this: a number, or one for each query, [M].
         above: Keep scores strictly above this.
         largest: False finds the least similar keys instead.
@@ -74,15 +79,18 @@ def topk(
         TypeError, ValueError: The message names the argument, what was expected and what came.
         ImportError: If ``progress`` is asked for without tqdm.
     """
+    query, keys = as_tensor(query, "query"), as_tensor(key)
     check_embeddings("query", query)
-    keys = as_tensor(key)
     _check_key(keys, query)
-    check_count("k", k)
+    query = query.to(keys.dtype)
+    k = check_count("k", k, _MOST_KEYS - 1)
     M, N = query.shape[0], keys.shape[0]
     filters = check_filters(where, (M, N), query.device)
     excluded = None
     if exclude is not None:
-        excluded = as_csr("exclude", exclude, M, N, query.device).within_rows_sorted()
+        excluded = left_out("exclude", exclude, M, N, query.device)
+    if keep is not None:
+        excluded = _but_for(keep, excluded, M, N, query.device)
     below, above = (_bound(n, b, query) for n, b in (("below", below), ("above", above)))
     name = choose(backend, query.device, query.dtype)
     if name == "triton":  # the compiled library, if there is one, selects from what its scan finds
@@ -92,29 +100,35 @@ def topk(
         source = None if asked is None else asked[1]
         _recording.record("topk", name, source, query, (M, N), query.dtype)
         return nothing_found(query, k)
-    if not largest:  # the largest of the negated scores
-        below, above = (None if b is None else -b for b in (above, below))
 
+    arguments = (
+        query.detach(), keys.detach(), k, normalize, largest,
+        [f.query_ids for f in filters], [f.key_ids for f in filters],
+        [f.keep == "same" for f in filters], *(excluded or (None, None)), below, above, name,
+    )  # fmt: skip
     with torch.no_grad():
-        sign = 1.0 if largest else -1.0
-        query_factor = inverse_norms(query) if normalize else None
-        if not largest:
-            ones = query.new_ones(M, dtype=accumulator(query))
-            query_factor = -(ones if query_factor is None else query_factor)
-        search = Search(
-            query.detach().contiguous(), k, query_factor, normalize,
-            tuple(f.query_ids for f in filters), tuple(f.key_ids for f in filters),
-            [f.keep == "same" for f in filters], excluded, below, above,
-            overload("topk", name),
-        )  # fmt: skip
-        found = search.run(keys.detach(), progress_bar(progress))
-        values = found.values if largest else sign * found.values + 0.0  # no -0
+        if torch.compiler.is_compiling():
+            values, indices = search_traced(*arguments)
+        else:
+            values, indices = search(*arguments, bar=progress_bar(progress))
     if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad):
-        values = FoundScores.apply(query, keys, values, found.indices, normalize)
-    return TopK(values, found.indices)
+        values = found_scores(query, keys, values, indices, normalize)
+    return TopK(values, indices)
 
 
-def as_tensor(key: Any) -> Any:
+def _but_for(keep: Tensor, excluded: CSR | None, M: int, N: int, device: torch.device) -> CSR:
+    """Lists of all that ``keep`` does not name, and of what is excluded already."""
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        kind = keep.dtype if isinstance(keep, Tensor) else type(keep).__name__
+        raise TypeError(f"keep: expected a boolean tensor, got {kind}")
+    dropped = ~keep
+    if excluded is not None and dropped.shape == (M, N):
+        inside = excluded.keys >= 0
+        dropped[excluded.rows()[inside], excluded.keys[inside]] = True
+    return left_out("keep", dropped, M, N, device)
+
+
+def as_tensor(key: Any, name: str = "key") -> Any:
     """A NumPy array as a tensor of the same memory."""
     if isinstance(key, Tensor) or not hasattr(key, "__array_interface__"):
         return key
@@ -125,15 +139,13 @@ def as_tensor(key: Any) -> Any:
         try:
             return torch.from_numpy(key)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"key: expected an array that torch can share: {error}") from error
+            raise type(error)(f"{name}: expected an array that torch can share: {error}") from error
 
 
 def _check_key(key: Tensor, query: Tensor) -> None:
     check_embeddings("key", key)
     if key.shape[1] != query.shape[1]:
         raise ValueError(f"key: expected the width of query, {query.shape[1]}, got {key.shape[1]}")
-    if key.dtype != query.dtype:
-        raise TypeError(f"key: expected the dtype of query, {query.dtype}, got {key.dtype}")
     if key.device != query.device and key.device.type != "cpu":
         raise ValueError(f"key: expected host memory or the device of query, got {key.device}")
     if key.device != query.device and key.requires_grad and torch.is_grad_enabled():
@@ -156,7 +168,7 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
             )
         if bound.device != query.device and bound.dim():
             raise ValueError(f"{name}: expected the device of query, got {bound.device}")
-    elif isinstance(bound, bool) or not isinstance(bound, (int, float)):
+    elif isinstance(bound, bool) or not isinstance(bound, (Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(bound).__name__}")
     bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
     if readable(bounds) and bool(bounds.isnan().any()):

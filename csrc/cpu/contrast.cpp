@@ -86,17 +86,24 @@ T sigmoid(T x) {
   return x > 0 ? 1 / (1 + small) : small / (1 + small);
 }
 
+// d total / d loss of one of so many rows.
+template <class T>
+T share_of(int64_t rows, bool mean) {
+  return mean ? T(1) / static_cast<T>(std::max<int64_t>(rows, 1)) : T(1);
+}
+
 }  // namespace
 
 template <class T>
 ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale_tensor,
-                             const Options& options, bool normalize, double share,
+                             const Options& options, bool normalize, bool mean,
                              const std::vector<bool>& needs) {
   const int64_t batch = view_0.size(0), width = view_0.size(1);
   const Rows<T> rows({&view_0, &view_1}, normalize);
   const T scale = *data<T>(scale_tensor);
   TileLoop<T> loop(rows.embeddings(options.compute_dtype), scale, options);
   std::vector<T> lse(2 * batch), pull(2 * batch), similarity(batch);
+  const T share = share_of<T>(2 * batch, mean);
   logsumexp<T>(loop, lse.data(), lse.data());
   Tensor losses = empty(view_0, {2 * batch});
   T* loss = mutable_data<T>(losses);
@@ -105,7 +112,7 @@ ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const T
     for (const int64_t row : {i, batch + i}) {
       const T margin = lse[row] - scale * similarity[i];
       loss[row] = softplus(margin);
-      pull[row] = sigmoid(margin) * static_cast<T>(share);
+      pull[row] = sigmoid(margin) * share;
     }
   });
   if (!needs[0] && !needs[1] && !needs[2])
@@ -126,7 +133,7 @@ ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const T
 
 template <class T>
 PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale_tensor,
-                             const Options& options, bool normalize, double share,
+                             const Options& options, bool normalize, bool mean,
                              const std::vector<bool>& needs, bool symmetric) {
   const int64_t batch = query.size(0), width = query.size(1);
   const Rows<T> queries({&query}, normalize), keys({&key}, normalize);
@@ -138,15 +145,15 @@ PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tenso
   logsumexp<T>(loop, row.data(), symmetric ? col.data() : nullptr);
   Tensor losses = empty(query, {batch});
   T* loss = mutable_data<T>(losses);
-  const T weight = symmetric ? T(0.5) : T(1);
+  const T weight = symmetric ? T(0.5) : T(1), share = share_of<T>(batch, mean);
   for_each_row(batch, width, [&](int64_t i) {
     similarity[i] = tile_kernels<T>().dot(queries.row(i), keys.row(i), width);
     const T positive = scale * similarity[i];
     loss[i] = weight * softplus(row[i] - positive);
-    row_pull[i] = weight * sigmoid(row[i] - positive) * static_cast<T>(share);
+    row_pull[i] = weight * sigmoid(row[i] - positive) * share;
     if (!symmetric) return;
     loss[i] += weight * softplus(col[i] - positive);
-    col_pull[i] = weight * sigmoid(col[i] - positive) * static_cast<T>(share);
+    col_pull[i] = weight * sigmoid(col[i] - positive) * share;
   });
   const bool need_query = needs[1] || (needs[0] && !needs[2]), need_key = needs[2];
   Tensor grad_query = zeros_if(need_query, query), grad_key = zeros_if(need_key, key);
@@ -170,10 +177,10 @@ PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tenso
 
 #define CL_INSTANTIATE(T)                                                                          \
   template ViewsContrast contrast_views<T>(const Tensor&, const Tensor&, const Tensor&,            \
-                                           const Options&, bool, double,                           \
+                                           const Options&, bool, bool,                           \
                                            const std::vector<bool>&);                              \
   template PairsContrast contrast_pairs<T>(const Tensor&, const Tensor&, const Tensor&,            \
-                                           const Options&, bool, double, const std::vector<bool>&, \
+                                           const Options&, bool, bool, const std::vector<bool>&, \
                                            bool);
 CL_INSTANTIATE(float)
 CL_INSTANTIATE(double)

@@ -8,7 +8,7 @@
 
 namespace cl::cpu {
 
-// Losses, then the gradients of share * sum(losses) with respect to the scale and the embeddings:
+// Losses, then the gradients of their mean or sum with respect to the scale and the embeddings:
 // those of both views stacked, those of query and key apart.
 using ViewsContrast = std::tuple<Tensor, Tensor, Tensor>;
 using PairsContrast = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -17,13 +17,13 @@ using PairsContrast = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // needs: whether the gradients of the scale, view_0 and view_1 are wanted.
 template <class T>
 ViewsContrast contrast_views(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
-                             const Options& options, bool normalize, double share,
+                             const Options& options, bool normalize, bool mean,
                              const std::vector<bool>& needs);
 
 // Queries [B]: key i against the keys that are kept; symmetric: the mean of both directions.
 template <class T>
 PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tensor& scale,
-                             const Options& options, bool normalize, double share,
+                             const Options& options, bool normalize, bool mean,
                              const std::vector<bool>& needs, bool symmetric);
 
 }  // namespace cl::cpu

@@ -114,20 +114,20 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
 }
 
 ViewsContrast self_contrast(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
-                            CL_OPTION_PARAMETERS, bool normalize, double share,
+                            CL_OPTION_PARAMETERS, bool normalize, bool mean,
                             std::vector<bool> needs) {
   CL_CHECK_OPTIONS;
   return by_accumulator(view_0, [&]<class T>(T) {
-    return contrast_views<T>(view_0, view_1, scale, CL_OPTIONS, normalize, share, needs);
+    return contrast_views<T>(view_0, view_1, scale, CL_OPTIONS, normalize, mean, needs);
   });
 }
 
 PairsContrast pair_contrast(const Tensor& query, const Tensor& key, const Tensor& scale,
-                            CL_OPTION_PARAMETERS, bool normalize, double share,
+                            CL_OPTION_PARAMETERS, bool normalize, bool mean,
                             std::vector<bool> needs, bool symmetric) {
   CL_CHECK_OPTIONS;
   return by_accumulator(query, [&]<class T>(T) {
-    return contrast_pairs<T>(query, key, scale, CL_OPTIONS, normalize, share, needs, symmetric);
+    return contrast_pairs<T>(query, key, scale, CL_OPTIONS, normalize, mean, needs, symmetric);
   });
 }
 
