@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels._ops import overload
 from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import CallOptions, scale_tensor
 
 
@@ -21,8 +22,8 @@ def row_logsumexp(
         compute = overload("row_logsumexp", backend)
         return compute(query.contiguous(), key.contiguous(), scale, *options)
     if key.requires_grad:
-        return _RowLogSumExp.apply(query, key, scale, backend, options)
-    return _RowLogSumExpFrozenKey.apply(query, key, scale, backend, options)
+        return differentiable(_RowLogSumExp, query, key, scale, backend, options)
+    return differentiable(_RowLogSumExpFrozenKey, query, key, scale, backend, options)
 
 
 @in_graph
@@ -33,7 +34,7 @@ def row_col_logsumexp(
     if not _needs_grad(query, key, scale):
         compute = overload("row_col_logsumexp", backend)
         return compute(query.contiguous(), key.contiguous(), scale, *options)
-    return _RowColLogSumExp.apply(query, key, scale, backend, options)
+    return differentiable(_RowColLogSumExp, query, key, scale, backend, options)
 
 
 @in_graph
@@ -41,7 +42,7 @@ def self_logsumexp(x: Tensor, scale: float | Tensor, backend: str, options: Call
     scale, options = scale_tensor(scale, x), options.concrete()
     if not _needs_grad(x, scale):
         return overload("self_logsumexp", backend)(x.contiguous(), scale, *options)
-    return _SelfLogSumExp.apply(x, scale, backend, options)
+    return differentiable(_SelfLogSumExp, x, scale, backend, options)
 
 
 class _RowLogSumExp(torch.autograd.Function):
@@ -55,7 +56,7 @@ class _RowLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        refuse_double_backward()
+        check_backward(*grads)
         (query, key, scale, lse), options = CallOptions.saved(ctx)
         compute = overload("row_logsumexp_backward", ctx.backend)
         statistics = grads[0].contiguous(), lse
@@ -76,7 +77,7 @@ class _RowLogSumExpFrozenKey(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        refuse_double_backward()
+        check_backward(*grads)
         query, scale, lse, mean_key = ctx.saved_tensors
         empty = (lse == -torch.inf)[:, None]
         grad = grads[0][:, None].masked_fill(empty, 0)
@@ -101,7 +102,7 @@ class _RowColLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        refuse_double_backward()
+        check_backward(*grads)
         (query, key, scale, row, col), options = CallOptions.saved(ctx)
         compute = overload("row_col_logsumexp_backward", ctx.backend)
         statistics = *(g.contiguous() for g in grads), row, col
@@ -119,7 +120,7 @@ class _SelfLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        refuse_double_backward()
+        check_backward(*grads)
         (x, scale, lse), options = CallOptions.saved(ctx)
         compute = overload("self_logsumexp_backward", ctx.backend)
         grad_x, grad_scale = compute(grads[0].contiguous(), lse, x, scale, *options)
@@ -139,15 +140,6 @@ def _pair_gradients(ctx: Any, compute, statistics, query, key, scale, options):
         None,
         None,
     )
-
-
-def refuse_double_backward() -> None:
-    """To be called by every hand-written backward: under create_graph it would be wrong."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "cl_kernels: double backward (create_graph=True) is not supported: the gradients of "
-            "the streamed statistics are not differentiable"
-        )
 
 
 def _needs_grad(*tensors: Tensor) -> bool:

@@ -9,18 +9,22 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from cl_kernels._transforms import refuse_transforms
 from cl_kernels.pairs import PairFilter, Where, as_filters
 from cl_kernels.reading import readable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_embeddings(name: str, x: Tensor) -> None:
+def check_embeddings(name: str, x: Tensor, *, streamed: bool = True) -> None:
+    """Raises unless x is a matrix that the kernels serve; ``streamed``: that they shall see."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.layout != torch.strided or x.is_nested:
         kind = "nested" if x.is_nested else str(x.layout)
         raise TypeError(f"{name}: expected a dense tensor, got a {kind} one")
+    if streamed and not torch.compiler.is_compiling():
+        refuse_transforms(name, x)
     if x.dtype not in DTYPES:
         supported = ", ".join(str(d) for d in DTYPES)
         raise TypeError(f"{name}: expected one of {supported}, got {x.dtype}")
@@ -30,9 +34,9 @@ def check_embeddings(name: str, x: Tensor) -> None:
         )
 
 
-def as_pair(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    check_embeddings("query", query)
-    check_embeddings("key", key)
+def as_pair(query: Tensor, key: Tensor, *, streamed: bool = True) -> tuple[Tensor, ...]:
+    check_embeddings("query", query, streamed=streamed)
+    check_embeddings("key", key, streamed=streamed)
     return as_alike(query=query, key=key)
 
 
@@ -118,7 +122,12 @@ def check_count(name: str, value: int, most: int | None = None) -> int:
 
 
 def as_scalar(
-    name: str, value: float | Tensor, like: Tensor | None = None, *, inverted: bool = False
+    name: str,
+    value: float | Tensor,
+    like: Tensor | None = None,
+    *,
+    inverted: bool = False,
+    streamed: bool = True,
 ) -> float | Tensor:
     """A finite number, or a 0-d tensor of one; its inverse if ``inverted``.
 
@@ -127,19 +136,22 @@ def as_scalar(
         value: A real number of Python or NumPy, or a floating tensor of one element.
         like: Embeddings in whose accumulation type the result must be finite.
         inverted: The result is ``1 / value``, so value may not be zero.
+        streamed: Whether kernels shall see it.
 
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
             Numbers that live on a GPU are checked under ``cl_kernels.debug_checks()`` only:
             reading them would wait for the GPU.
     """
-    expected = "a number or a tensor of one"
+    expected = "a number or a 0-d tensor"
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
         if value.dim() > 1 or value.numel() != 1:
             raise ValueError(f"{name}: expected {expected}, got shape {list(value.shape)}")
         value = value.reshape(()) if value.dim() else value
+        if streamed and not torch.compiler.is_compiling():
+            refuse_transforms(name, value)
         if readable(value):
             _check_number(name, value.item(), like, inverted)
         if not inverted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -110,14 +110,15 @@ def as_csr(name: str, value: Lists, rows: int, num_keys: int, device: torch.devi
         TypeError, ValueError: The message names the argument, what was expected and what came.
             Values are read, on a GPU too: a wrong list would read outside of a tensor.
     """
-    csr = _of_parts(name, value, rows, num_keys, device)
-    if csr is None:
-        csr = _from_tensor(name, value, rows)
+    lists = _parsed(name, value, rows, num_keys, device)
+    if isinstance(lists, Tensor):
+        _check_device(name, (lists,), device)
+        lists = _from_tensor(name, lists)
     else:
-        _check_offsets(name, csr)
-    _check_device(name, csr, device)
-    _check_keys(name, csr.keys, 0, num_keys)
-    return csr
+        _check_device(name, lists, device)
+        _check_offsets(name, lists)
+    _check_keys(name, lists.keys, 0, num_keys)
+    return lists
 
 
 def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.device) -> CSR:
@@ -126,18 +127,18 @@ def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.de
     As ``as_csr``, but nothing is read that lives on a GPU, or that torch.compile traces: a key
     outside of [0, num_keys), such as padding, is one that is never found.
     """
-    csr = _of_parts(name, value, rows, num_keys, device)
-    if csr is None:
-        padded = _padded(name, value, rows)
-        _check_device(name, (padded,), device)
-        if readable(padded):
-            _check_keys(name, padded, -1 if value.dim() == 2 else 0, num_keys)
-        places = torch.arange(rows + 1, device=device) * padded.shape[1]
-        return CSR(places, padded.sort(1).values.flatten())
-    _check_device(name, csr, device)
-    offsets, keys = csr
+    lists = _parsed(name, value, rows, num_keys, device)
+    if isinstance(lists, Tensor):
+        _check_device(name, (lists,), device)
+        if readable(lists):
+            _check_keys(name, lists, 0 if lists.dim() == 1 else -1, num_keys)
+        padded = lists[:, None] if lists.dim() == 1 else lists
+        offsets = torch.arange(rows + 1, device=device) * padded.shape[1]
+        return CSR(offsets, padded.sort(1).values.flatten())
+    _check_device(name, lists, device)
+    offsets, keys = lists
     if readable(offsets):
-        _check_offsets(name, csr)
+        _check_offsets(name, lists)
         _check_keys(name, keys, 0, num_keys)
     else:  # whatever they hold, they stay inside
         offsets = offsets.clamp(0, len(keys)).cummax(0).values
@@ -146,20 +147,16 @@ def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.de
     return CSR(offsets, (base + keys.clamp(-1, num_keys)).sort().values - base)
 
 
-def _of_parts(name: str, value: Lists, rows: int, num_keys: int, device) -> CSR | None:
-    """Lists that have offsets, or come with the means to make them; None for an index tensor."""
+def _parsed(name: str, value: Lists, rows: int, num_keys: int, device) -> CSR | Tensor:
+    """Lists that have offsets, or an index tensor, [M] or [M, P]."""
     if isinstance(value, Tensor):
-        if value.dtype != torch.bool:
-            return None
-        if value.shape != (rows, num_keys):
-            raise ValueError(
-                f"{name}: expected a mask of shape [{rows}, {num_keys}], got {list(value.shape)}"
-            )
-        return CSR.from_mask(value)
+        if value.dtype == torch.bool:
+            _check_mask(name, value, rows, num_keys)
+            return CSR.from_mask(value)
+        return _indices(name, value, rows)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
-        csr = CSR(
-            *(_integers(f"{name} {part}", x) for part, x in zip(CSR._fields, value, strict=True))
-        )
+        parts = zip(CSR._fields, value, strict=True)
+        csr = CSR(*(_integers(f"{name} {part}", x) for part, x in parts))
         if len(csr.offsets) != rows + 1:
             raise ValueError(
                 f"{name}: expected offsets of length {rows + 1}, one more than there are queries, "
@@ -168,13 +165,20 @@ def _of_parts(name: str, value: Lists, rows: int, num_keys: int, device) -> CSR 
         return csr
     if isinstance(value, (Sequence, Mapping)) and not isinstance(value, str):
         try:
-            return CSR.from_lists(value, rows, device)
+            return CSR.from_lists(cast(Any, value), rows, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     raise TypeError(
         f"{name}: expected a CSR (offsets, keys), an index tensor, a mask or lists, "
         f"got {type(value).__name__}"
     )
+
+
+def _check_mask(name: str, mask: Tensor, rows: int, num_keys: int) -> None:
+    if mask.shape != (rows, num_keys):
+        raise ValueError(
+            f"{name}: expected a mask of shape [{rows}, {num_keys}], got {list(mask.shape)}"
+        )
 
 
 def _check_device(name: str, parts: Sequence[Tensor], device: torch.device) -> None:
@@ -192,28 +196,26 @@ def _check_keys(name: str, keys: Tensor, least: int, num_keys: int) -> None:
         raise ValueError(f"{name}: expected keys in [0, {num_keys}){padding}, got {low} to {high}")
 
 
-def _padded(name: str, value: Tensor, rows: int) -> Tensor:
-    """Index lists of one length, [M, P]."""
+def _indices(name: str, value: Tensor, rows: int) -> Tensor:
     value = _integers(name, value, dims=(1, 2))
     if value.shape[0] != rows:
         raise ValueError(
             f"{name}: expected one row for each of the {rows} queries, "
             f"got shape {list(value.shape)}"
         )
-    return value[:, None] if value.dim() == 1 else value
+    return value
 
 
-def _from_tensor(name: str, value: Tensor, rows: int) -> CSR:
-    padded = _padded(name, value, rows)
+def _from_tensor(name: str, value: Tensor) -> CSR:
     if value.dim() == 1:
-        return CSR(torch.arange(rows + 1, device=value.device), padded[:, 0])
-    if padded.numel() and int(padded.min()) < -1:
-        raise ValueError(f"{name}: expected keys, or -1 as padding, got {int(padded.min())}")
-    filled = padded >= 0
-    return CSR(_offsets(filled.sum(1)), padded[filled])
+        return CSR(torch.arange(len(value) + 1, device=value.device), value)
+    if value.numel() and int(value.min()) < -1:
+        raise ValueError(f"{name}: expected keys, or -1 as padding, got {int(value.min())}")
+    filled = value >= 0
+    return CSR(_offsets(filled.sum(1)), value[filled])
 
 
-def _integers(name: str, x: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
+def _integers(name: str, x: Any, dims: tuple[int, ...] = (1,)) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected an integer tensor, got {type(x).__name__}")
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:

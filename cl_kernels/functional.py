@@ -141,8 +141,8 @@ def pair_logits(query: Tensor, key: Tensor, scale: float | Tensor = 1.0) -> Tens
     Returns:
         Tensor of shape [M], in float32 (float64 for float64 embeddings).
     """
-    query, key = as_pair(query, key)
-    scale = as_scalar("scale", scale, query)
+    query, key = as_pair(query, key, streamed=False)
+    scale = as_scalar("scale", scale, query, streamed=False)
     if query.shape != key.shape:
         raise ValueError(
             f"key: expected as many rows as query, {query.shape[0]}, got {key.shape[0]}"

@@ -14,9 +14,13 @@ LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"losses", "diagnostics"},
     {"search"},
     {"functional"},
+    {"_autograd"},
+    {"calls"},
     {"checks"},
+    {"csr"},
     {"_dispatch", "_recording"},
-    {"_ops", "csr", "pairs", "_version"},
+    {"_ops", "pairs", "reading"},
+    {"_scopes", "_tracing", "_transforms", "_version"},
     {"backends"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._autograd import refuse_double_backward
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import overload
 from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import CallOptions, call_options, note_call, scale_tensor
 from cl_kernels.losses.common import total
 from cl_kernels.losses.rows import stack_rows, unstack_gradient
@@ -179,11 +179,11 @@ def _contrast_of(
     contrast = _KINDS[statistic](normalize, backend, options.concrete(), statistic)
     factor = scale_tensor(scale, embeddings[0])
     if reduction == "none":
-        return _RowLosses.apply(contrast, factor, *embeddings)
+        return differentiable(_RowLosses, contrast, factor, *embeddings)
     needs = tuple(torch.is_grad_enabled() and x.requires_grad for x in (factor, *embeddings))
     if not any(needs):
         return _total_and_gradients(contrast, reduction, needs, factor, embeddings)[0]
-    return _TotalLoss.apply(contrast, reduction, needs, factor, *embeddings)
+    return differentiable(_TotalLoss, contrast, reduction, needs, factor, *embeddings)
 
 
 def _total_and_gradients(contrast, reduction: str, needs, scale: Tensor, embeddings) -> tuple:
@@ -211,7 +211,7 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        refuse_double_backward()
+        check_backward(*grads)
         needs = ctx.needs_input_grad[1:]
         state, options = CallOptions.saved(ctx)
         contrast = ctx.contrast._replace(options=options)
@@ -232,7 +232,7 @@ class _TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        refuse_double_backward()
+        check_backward(*grads)
         (grad,) = grads
         grad_scale, *rest = ctx.saved_tensors
         grad_scale = None if grad_scale is None else grad * grad_scale

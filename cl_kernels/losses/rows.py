@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_kernels._autograd import refuse_double_backward
 from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
 
 # As torch.nn.functional.normalize: a zero row stays zero instead of becoming NaN.
 _SMALLEST_NORM = 1e-12
@@ -47,7 +47,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        refuse_double_backward()
+        check_backward(*grads)
         rows, norm = ctx.saved_tensors
         return unstack_gradient(grads[0].clone(), rows, norm).to(ctx.dtype)
 
@@ -61,4 +61,4 @@ def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
 
 @in_graph
 def _unit_rows(x: Tensor) -> Tensor:
-    return _UnitRows.apply(x)
+    return differentiable(_UnitRows, x)

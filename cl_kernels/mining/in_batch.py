@@ -96,7 +96,7 @@ def semi_hard_negative(
         margin: Only negatives whose similarity is within this margin of the positive's.
     """
     if margin is not None:
-        margin = as_scalar("margin", margin)
+        as_scalar("margin", margin)
     keys, where = _keys(query, labels, key, key_labels, "different")
     settings = {"normalize": normalize, "backend": backend}
     if positive is None:

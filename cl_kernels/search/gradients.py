@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_kernels._autograd import refuse_double_backward
 from cl_kernels._ops import define
 from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.checks import accumulator
 
 from .scores import factors
@@ -22,7 +22,7 @@ def found_scores(
     query: Tensor, key: Tensor, values: Tensor, indices: Tensor, normalize: bool
 ) -> Tensor:
     """``values``, with the gradient of the pairs' products (of their cosines if ``normalize``)."""
-    return _FoundScores.apply(query, key, values, indices, normalize)
+    return differentiable(_FoundScores, query, key, values, indices, normalize)
 
 
 class _FoundScores(torch.autograd.Function):
@@ -34,7 +34,7 @@ class _FoundScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        refuse_double_backward()
+        check_backward(*grads)
         query, key, indices = ctx.saved_tensors
         needs_query, needs_key = ctx.needs_input_grad[:2]
         grad_query, grad_key = _gradients(

@@ -79,30 +79,31 @@ def topk(
         TypeError, ValueError: The message names the argument, what was expected and what came.
         ImportError: If ``progress`` is asked for without tqdm.
     """
-    query, keys = as_tensor(query, "query"), as_tensor(key)
-    check_embeddings("query", query)
-    _check_key(keys, query)
-    query = query.to(keys.dtype)
+    queries: Tensor = as_tensor(query, "query")
+    keys: Tensor = as_tensor(key)
+    check_embeddings("query", queries)
+    _check_key(keys, queries)
+    queries = queries.to(keys.dtype)
     k = check_count("k", k, _MOST_KEYS - 1)
-    M, N = query.shape[0], keys.shape[0]
-    filters = check_filters(where, (M, N), query.device)
+    M, N = queries.shape[0], keys.shape[0]
+    filters = check_filters(where, (M, N), queries.device)
     excluded = None
     if exclude is not None:
-        excluded = left_out("exclude", exclude, M, N, query.device)
+        excluded = left_out("exclude", exclude, M, N, queries.device)
     if keep is not None:
-        excluded = _but_for(keep, excluded, M, N, query.device)
-    below, above = (_bound(n, b, query) for n, b in (("below", below), ("above", above)))
-    name = choose(backend, query.device, query.dtype)
+        excluded = _but_for(keep, excluded, M, N, queries.device)
+    below, above = (_bound(n, b, queries) for n, b in (("below", below), ("above", above)))
+    name = choose(backend, queries.device, queries.dtype)
     if name == "triton":  # the compiled library, if there is one, selects from what its scan finds
-        reason_against("native", query.device, query.dtype)
+        reason_against("native", queries.device, queries.dtype)
     if _recording.active():
         asked = requested(backend)
         source = None if asked is None else asked[1]
-        _recording.record("topk", name, source, query, (M, N), query.dtype)
-        return nothing_found(query, k)
+        _recording.record("topk", name, source, queries, (M, N), queries.dtype)
+        return nothing_found(queries, k)
 
-    arguments = (
-        query.detach(), keys.detach(), k, normalize, largest,
+    arguments: tuple[Any, ...] = (
+        queries.detach(), keys.detach(), k, normalize, largest,
         [f.query_ids for f in filters], [f.key_ids for f in filters],
         [f.keep == "same" for f in filters], *(excluded or (None, None)), below, above, name,
     )  # fmt: skip
@@ -111,8 +112,8 @@ def topk(
             values, indices = search_traced(*arguments)
         else:
             values, indices = search(*arguments, bar=progress_bar(progress))
-    if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad):
-        values = found_scores(query, keys, values, indices, normalize)
+    if torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad):
+        values = found_scores(queries, keys, values, indices, normalize)
     return TopK(values, indices)
 
 
