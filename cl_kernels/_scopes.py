@@ -31,4 +31,7 @@ class Scopes(Generic[Value]):
         try:
             yield value
         finally:
-            self._here.value = outer
+            if outer is not None:
+                self._here.value = outer
+            else:  # as before, for torch.compile's guards
+                del self._here.value

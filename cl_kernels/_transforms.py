@@ -27,7 +27,12 @@ def refuse_transforms(name: str, x: Tensor) -> None:
             f"{name}: expected no tangent, got one: forward-mode differentiation (jvp) is not "
             "supported; torch.autograd.grad and torch.func.grad are"
         )
-    if _active() and _batched(x):
+    if _active():
+        _refuse_batch(name, x)
+
+
+def _refuse_batch(name: str, x: Tensor) -> None:
+    if _batched(x):
         raise NotImplementedError(f"{name}: expected no tensor under vmap, got one: call in a loop")
 
 
@@ -35,12 +40,10 @@ def check_backward(*grads: Tensor) -> None:
     """To be called by every hand-written backward: under create_graph it would be wrong."""
     if torch.compiler.is_compiling():
         return
-    if _active():
-        for grad in grads:
-            refuse_transforms("grad", grad)
-        twice = _functorch.maybe_current_level() > 1
-    else:
-        twice = torch.is_grad_enabled()
+    for grad in grads:
+        _refuse_batch("grad", grad)
+    # torch.func.grad always keeps a graph of its backward pass: it is read at a second level.
+    twice = _functorch.maybe_current_level() > 1 if _active() else torch.is_grad_enabled()
     if twice:
         raise RuntimeError(
             "cl_kernels: double backward (create_graph=True) is not supported: the gradients of "
@@ -53,6 +56,8 @@ def _active() -> bool:
 
 
 def _batched(x: Tensor) -> bool:
+    if _functorch.is_legacy_batchedtensor(x):  # torch.autograd.grad(is_grads_batched=True)
+        return True
     while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_batchedtensor(x):
             return True

@@ -141,8 +141,8 @@ def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.de
         _check_offsets(name, lists)
         _check_keys(name, keys, 0, num_keys)
     else:  # whatever they hold, they stay inside
-        offsets = offsets.clamp(0, len(keys)).cummax(0).values
-    place = torch.arange(len(keys), device=device)
+        offsets = offsets.clamp(0, keys.shape[0]).cummax(0).values
+    place = torch.arange(keys.shape[0], device=device)
     base = torch.searchsorted(offsets[1:], place, right=True) * (num_keys + 2)
     return CSR(offsets, (base + keys.clamp(-1, num_keys)).sort().values - base)
 
@@ -157,7 +157,7 @@ def _parsed(name: str, value: Lists, rows: int, num_keys: int, device) -> CSR | 
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
         parts = zip(CSR._fields, value, strict=True)
         csr = CSR(*(_integers(f"{name} {part}", x) for part, x in parts))
-        if len(csr.offsets) != rows + 1:
+        if csr.offsets.shape[0] != rows + 1:
             raise ValueError(
                 f"{name}: expected offsets of length {rows + 1}, one more than there are queries, "
                 f"got {len(csr.offsets)}"

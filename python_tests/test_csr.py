@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cl_kernels import CSR
-from cl_kernels.csr import as_csr
+from cl_kernels.csr import as_csr, left_out
 
 CPU = torch.device("cpu")
 
@@ -36,8 +36,41 @@ def test_parts():
     assert csr.rows().tolist() == [0, 0, 0, 2, 3, 3]
     assert lists(csr.gather(torch.tensor([3, 0, 1, 3]))) == [ROWS[i] for i in (3, 0, 1, 3)]
     assert lists(csr.gather(torch.tensor([], dtype=torch.int64))) == []
-    assert lists(csr.within_rows_sorted()) == [sorted(row) for row in ROWS]
     assert lists(csr.between(1, 6)) == [[k - 1 for k in row if 1 <= k < 6] for row in ROWS]
+
+
+def test_of_python_lists_and_masks():
+    assert lists(CSR.from_lists(ROWS)) == ROWS
+    named = {i: row for i, row in enumerate(ROWS) if row}
+    assert lists(CSR.from_lists(named, 5)) == ROWS
+    assert lists(CSR.from_lists(named)) == ROWS[:4]
+    assert lists(CSR.from_lists([])) == lists(CSR.from_lists({})) == []
+    assert lists(as_csr("x", ROWS, 5, 8, CPU)) == lists(as_csr("x", named, 5, 8, CPU)) == ROWS
+    assert lists(as_csr("x", mask_of(ROWS, 8), 5, 8, CPU)) == [sorted({*row}) for row in ROWS]
+
+
+def mask_of(rows, columns):
+    mask = torch.zeros(len(rows), columns, dtype=torch.bool)
+    for i, keys in enumerate(rows):
+        mask[i, keys] = True
+    return mask
+
+
+def test_what_a_search_leaves_out_is_sorted():
+    padded = torch.tensor([[5, 2, -1], [-1, -1, -1], [0, 2, 1]])
+    assert lists(left_out("x", padded, 3, 8, CPU)) == [[-1, 2, 5], [-1, -1, -1], [0, 1, 2]]
+    for form in (of(ROWS), ROWS):
+        assert lists(left_out("x", form, 5, 8, CPU)) == [sorted(row) for row in ROWS]
+    mask = mask_of(ROWS, 8)
+    assert lists(left_out("x", mask, 5, 8, CPU)) == [sorted({*row}) for row in ROWS]
+
+
+def test_what_cannot_be_read_stays_inside(monkeypatch):
+    """As on a GPU: wrong offsets and keys leave out what they may, and nothing is read beyond."""
+    monkeypatch.setattr("cl_kernels.csr.readable", lambda _: False)
+    wrong = torch.tensor([-3, 9, 1, 99]), torch.tensor([7, -5, 2**62])
+    offsets, keys = left_out("x", wrong, 3, 8, CPU)
+    assert offsets.tolist() == [0, 3, 3, 3] and keys.tolist() == [-1, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ class TestScalars:
         value = torch.ones((), dtype=dtype)
         refused(TypeError, call, name, value, "floating-point", dtype)
 
-    @pytest.mark.parametrize("shape", [(1,), (4,), (1, 1)], ids=str)
+    @pytest.mark.parametrize("shape", [(0,), (4,), (1, 1)], ids=str)
     def test_tensor_shape(self, call, name, shape):
         refused(ValueError, call, name, torch.ones(shape), "0-d tensor", list(shape))
 
@@ -228,11 +228,11 @@ class TestFilters:
         with pytest.raises(ValueError, match=r"where: expected query_ids .*cpu, got meta"):
             gram(where=where)
 
-    @pytest.mark.parametrize("ids", [IDS.float(), IDS.bool(), [0, 1, 2, 3], None], ids=str)
+    @pytest.mark.parametrize("ids", [IDS.float(), IDS.bool(), ["a", "b"], [0.5], None], ids=str)
     def test_ids_that_are_no_integers(self, ids):
-        with pytest.raises(TypeError, match="query_ids: expected an integer tensor, got"):
+        with pytest.raises(TypeError, match=r"query_ids: expected an integer tensor.*, got"):
             PairFilter(ids, IDS, "same")
-        with pytest.raises(TypeError, match="key_ids: expected an integer tensor, got"):
+        with pytest.raises(TypeError, match=r"key_ids: expected an integer tensor.*, got"):
             PairFilter(IDS, ids, "same")
 
     def test_shape_of_ids(self):
@@ -245,7 +245,9 @@ class TestFilters:
             PairFilter(IDS, IDS, keep)
 
     @pytest.mark.parametrize("call", [row, gram, nt_xent, info_nce])
-    @pytest.mark.parametrize("where", [None, 3, "same", [IDS], {"a": 1}], ids=str)
+    @pytest.mark.parametrize(
+        "where", [3, "same", [IDS], {"a": 1}, torch.ones(4, 4, dtype=torch.bool)], ids=str
+    )
     def test_where_of_the_wrong_type(self, call, where):
         with pytest.raises(TypeError, match="where: expected a PairFilter or a sequence"):
             call(where=where)

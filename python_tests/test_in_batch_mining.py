@@ -151,8 +151,8 @@ def test_a_copy_of_the_positive_is_not_semi_hard(backend):
     ({"key": torch.randn(3, 2)}, ValueError, "key_labels: expected together with key, got None"),
     ({"key_labels": torch.arange(3)}, ValueError, "key: expected together with key_labels"),
     ({"margin": "wide"}, TypeError, "margin: expected a number"),
-    ({"positive": torch.arange(4)}, ValueError, "positive: expected one row for each of the 5"),
-    ({"positive": torch.full((5,), 5)}, ValueError, r"positive: expected keys in \[0, 5\)"),
+    ({"positive": torch.arange(4)}, ValueError, "positive: expected one index for each of the 5"),
+    ({"positive": torch.full((5,), 5)}, ValueError, r"positive: expected indices in \[0, 5\)"),
 ])  # fmt: skip
 def test_refused(arguments, error, message):
     arguments = {"query": torch.randn(5, 2), "labels": torch.arange(5) % 2} | arguments

@@ -92,9 +92,9 @@ def _shared(
     backend: str | None,
 ) -> Tensor:
     """Similarities of the hardest of shared keys, [B, <= hardest]; -inf where there is none."""
-    if len(keys) == 0:
-        return queries.new_empty(len(queries), 0)
-    k = min(hardest, len(keys))
+    if keys.shape[0] == 0:
+        return queries.new_empty(queries.shape[0], 0)
+    k = min(hardest, keys.shape[0])
     settings = {"normalize": False, "where": where, "backend": backend}
     if compute_dtype == queries.dtype:
         return topk(queries, keys, k, **settings).values

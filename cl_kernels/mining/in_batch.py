@@ -105,7 +105,7 @@ def semi_hard_negative(
         ceiling = found.values.masked_fill(found.indices < 0, -torch.inf)
     else:
         _check_positive(positive, query, keys)
-        rows = torch.arange(len(query), device=query.device)
+        rows = torch.arange(query.shape[0], device=query.device)
         scores = pair_scores(query, keys, rows, positive.clamp_min(0).long(), **settings)
         ceiling = scores.masked_fill(positive < 0, -torch.inf)
     floor = None if margin is None else ceiling - margin
@@ -128,7 +128,7 @@ def _keys(
         raise ValueError(f"{missing}: expected together with {given}, got None")
     where = (PairFilter(labels, labels, keep),)
     if keep == "same":
-        row = torch.arange(len(query), device=query.device)
+        row = torch.arange(query.shape[0], device=query.device)
         where = (*where, PairFilter(row, row, "different"))
     return query, where
 
@@ -139,7 +139,7 @@ def _check_positive(positive: Tensor, query: Tensor, keys: Tensor) -> None:
         raise TypeError(f"positive: expected an integer tensor, got {kind}")
     if positive.shape != query.shape[:1]:
         raise ValueError(
-            f"positive: expected one index for each of the {len(query)} queries, "
+            f"positive: expected one index for each of the {query.shape[0]} queries, "
             f"got shape {list(positive.shape)}"
         )
     if positive.device != query.device:
@@ -148,9 +148,9 @@ def _check_positive(positive: Tensor, query: Tensor, keys: Tensor) -> None:
         )
     if readable(positive) and positive.numel():
         low, high = int(positive.min()), int(positive.max())
-        if low < -1 or high >= len(keys):
+        if low < -1 or high >= keys.shape[0]:
             raise ValueError(
-                f"positive: expected indices in [0, {len(keys)}), or -1, got {low} to {high}"
+                f"positive: expected indices in [0, {keys.shape[0]}), or -1, got {low} to {high}"
             )
 
 

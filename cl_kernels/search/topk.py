@@ -151,8 +151,8 @@ def _check_key(key: Tensor, query: Tensor) -> None:
         raise ValueError(f"key: expected host memory or the device of query, got {key.device}")
     if key.device != query.device and key.requires_grad and torch.is_grad_enabled():
         raise ValueError("key: expected no gradient for keys that are streamed from the host")
-    if len(key) >= _MOST_KEYS:
-        raise ValueError(f"key: expected fewer than {_MOST_KEYS} rows, got {len(key)}")
+    if key.shape[0] >= _MOST_KEYS:
+        raise ValueError(f"key: expected fewer than {_MOST_KEYS} rows, got {key.shape[0]}")
 
 
 def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
@@ -162,9 +162,9 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
     if isinstance(bound, Tensor):
         if not bound.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {bound.dtype}")
-        if bound.dim() > 1 or (bound.dim() == 1 and len(bound) != len(query)):
+        if bound.dim() > 1 or (bound.dim() == 1 and bound.shape[0] != query.shape[0]):
             raise ValueError(
-                f"{name}: expected a number, or one for each of the {len(query)} queries, "
+                f"{name}: expected a number, or one for each of the {query.shape[0]} queries, "
                 f"got shape {list(bound.shape)}"
             )
         if bound.device != query.device and bound.dim():
@@ -174,4 +174,4 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
     bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
     if readable(bounds) and bool(bounds.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got a NaN")
-    return bounds.expand(len(query)).contiguous()
+    return bounds.expand(query.shape[0]).contiguous()
