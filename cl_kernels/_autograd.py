@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._ops import overload
+from cl_kernels._precision import widest
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import CallOptions, scale_tensor
@@ -87,7 +88,7 @@ class _RowLogSumExpFrozenKey(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             rounded = query.to(ctx.compute_dtype).to(mean_key.dtype)
             products = (rounded * mean_key).mul_(grad).masked_fill_(empty, 0)
-            grad_scale = products.sum(dtype=torch.float64).to(scale.dtype)
+            grad_scale = products.sum(dtype=widest(products.device)).to(scale.dtype)
         return grad_query, None, grad_scale, None, None
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from cl_kernels._precision import widest
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 
 Reduction = Literal["mean", "sum", "none"]
@@ -55,5 +55,5 @@ def total(losses: Tensor, reduction: str) -> Tensor:
     if isinstance(count, int) and count < _SERIAL_SUM:  # a symbol would compile for either side
         return losses.mean() if reduction == "mean" and count else losses.sum()
     # torch splits a longer sum by threads: in float64 the result does not show it.
-    exact = losses.sum(dtype=torch.float64)
+    exact = losses.sum(dtype=widest(losses.device))
     return (exact / max(count, 1) if reduction == "mean" else exact).to(losses.dtype)

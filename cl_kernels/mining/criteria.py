@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import widest
 from cl_kernels.csr import CSR
 from cl_kernels.search import TopK
 
@@ -91,10 +92,10 @@ class Criteria:
         if self.sampling != "top":
             # The largest of score / temperature + Gumbel noise are a draw without replacement.
             device = torch.device("cpu") if generator is None else generator.device
-            noise = torch.empty(values.shape, dtype=torch.float64, device=device)
+            noise = torch.empty(values.shape, dtype=widest(values.device), device=device)
             weight = -noise.exponential_(generator=generator).log_().to(values.device)
             if self.sampling == "softmax":
-                weight += values.double() / self.sampling_temperature
+                weight += values.to(weight.dtype) / self.sampling_temperature
             weight.masked_fill_(indices < 0, -torch.inf)
             ranks = weight.topk(self.num_negatives, 1).indices.sort(1).values
             values, indices = values.gather(1, ranks), indices.gather(1, ranks)
