@@ -27,9 +27,8 @@ def check_name(name: str, source: str) -> str:
     return name
 
 
+# A wrong name is told at the first call that asks for it: doctor() has to import to explain it.
 _environment = os.environ.get(ENVIRONMENT_VARIABLE, "")
-if _environment:
-    check_name(_environment, ENVIRONMENT_VARIABLE)
 
 
 @contextmanager
@@ -81,7 +80,7 @@ def requested(backend: str | None) -> tuple[str, str] | None:
     if scoped is not None:
         return scoped, "use_backend"
     if _environment:
-        return _environment, ENVIRONMENT_VARIABLE
+        return check_name(_environment, ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
     return None
 
 

@@ -79,8 +79,10 @@ with cl_kernels.use_backend("chunked"):
 
 
 def test_unknown_name_in_the_environment():
-    run = python("import cl_kernels", CL_KERNELS_BACKEND="fastest")
-    assert run.returncode != 0
+    """The import is no call: ``doctor`` must be able to tell."""
+    code = "import torch, cl_kernels; print(1); cl_kernels.self_logsumexp(torch.ones(2, 2))"
+    run = python(code, CL_KERNELS_BACKEND="fastest")
+    assert run.returncode != 0 and run.stdout == "1\n"
     message = run.stderr.splitlines()[-1]
     assert "CL_KERNELS_BACKEND: expected one of reference, chunked" in message
     assert "'fastest'" in message
