@@ -19,6 +19,8 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 @cache
 def load_failure(library: str) -> str | None:
     """Loads ``_cpu.so`` or ``_cuda.so`` once; why it could not be loaded, or None."""
+    if library == "_cuda.so" and torch.version.hip:
+        return "_cuda.so serves NVIDIA GPUs, this torch is for ROCm"
     path = _PACKAGE / library
     if not path.exists():
         return f"{library} is not built (pip install --no-build-isolation . compiles it)"

@@ -37,7 +37,11 @@ DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 def unavailable() -> str | None:
     """Why no call can be served here, or None."""
-    if INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED:
+        return None
+    if torch.version.hip:
+        return "the Triton kernels are tuned and tested for NVIDIA GPUs, this torch is for ROCm"
+    if torch.cuda.is_available():
         return None
     return "there is no CUDA GPU (TRITON_INTERPRET=1 interprets the kernels on the CPU, for tests)"
 
