@@ -95,8 +95,12 @@ def test_report():
 
 def test_a_collapsed_snapshot():
     before, _ = snapshots()
-    ours = embedding_drift(before, torch.randn(6).expand(60, 6), k=5)
-    assert math.isnan(ours.linear_cka) and ours.drifted()
+    with pytest.warns(UserWarning, match="k: neighbour 5 of 100% of the rows") as told:
+        ours = embedding_drift(before, torch.randn(6).expand(60, 6), k=5)
+    assert told[0].filename == __file__
+    assert math.isnan(ours.linear_cka) and ours.drifted() and ours.tied == 1
+    assert embedding_drift(before, before, k=5).tied == 0
+    assert embedding_drift(before, before, k=59).tied == 0  # all the others
 
 
 X = torch.randn(9, 3)

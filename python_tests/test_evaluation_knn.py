@@ -1,5 +1,7 @@
 """The k-nearest-neighbour classifier against scikit-learn and a dense oracle."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,7 @@ def test_leave_one_out():
     assert knn_accuracy(key, labels, key, labels, k=1) == 1  # each finds itself
 
 
+@pytest.mark.filterwarnings("ignore:k. neighbour")
 def test_ties():
     key = torch.ones(6, 4)  # equally near: the first three keys vote
     labels = torch.tensor([3, 1, 1, 3, 3, 3])
@@ -83,6 +86,36 @@ def test_nobody_to_ask():
     assert one.labels.tolist() == [-1]
 
 
+HASHES = torch.tensor([-(2**63), -1, 0, 7, 2**61, 2**62, 2**63 - 1])  # rising: draws fall alike
+
+
+@pytest.mark.parametrize("temperature", [0.07, None])
+def test_labels_of_any_size(temperature, backend):
+    query, key, labels = problem()
+    truth = torch.randint(0, len(HASHES), (len(query),))  # of some there is no key
+    ours = knn_classify(query, key, labels, 6, temperature=temperature)
+    options = {"k": 6, "temperature": temperature, "backend": backend}
+    expected = (ours.labels == truth).double().mean().item()
+    assert knn_accuracy(query, HASHES[truth], key, HASHES[labels], **options) == expected > 0
+
+    alone = knn_classify(query, query, truth, 6, temperature=temperature, exclude_self=True)
+    expected = (alone.labels == truth).double().mean().item()
+    assert knn_accuracy(query, HASHES[truth], **options) == expected > 0
+
+
+def test_neighbours_that_tie_are_told():
+    query, key, labels = problem()
+    with warnings.catch_warnings(action="error"):
+        knn_classify(query, key, labels, 7)
+        knn_classify(torch.ones(2, 3), torch.ones(3, 3), torch.arange(3), 3)  # all there are vote
+    angle = torch.tensor([0.0, 0.1, 0.3, 0.7, 1.5])
+    apart = torch.stack([angle.cos(), angle.sin(), 0 * angle], 1)
+    x = torch.cat([apart, torch.tensor([[0.0, 0.0, 1.0]] * 5)])
+    with pytest.warns(UserWarning, match=r"^k: neighbour 3 of 50% of the rows is as near") as told:
+        knn_classify(x, x, torch.arange(10), 3)
+    assert told[0].filename == __file__
+
+
 def test_a_cold_vote_does_not_overflow():
     query, key, labels = problem()
     scores = knn_classify(100 * query, key, labels, 5, temperature=1e-3, normalize=False).scores
@@ -101,6 +134,12 @@ WRONG = [
     ({"key_labels": LABELS[:3]}, ValueError, "key_labels: expected one label for each of the 4"),
     ({"key_labels": LABELS.float()}, TypeError, "key_labels: expected an integer tensor"),
     ({"key_labels": LABELS - 1}, ValueError, r"key_labels: expected classes in \[0, 3\), got -1"),
+    ({"key_labels": LABELS + 2**62}, ValueError, r"expected classes in \[0, 16777216\).*unique"),
+    ({"key_labels": LABELS.numpy()}, TypeError, "key_labels: expected an integer tensor, got ndar"),
+    ({"query": X.numpy()}, TypeError, "query: expected a tensor, got ndarray"),
+    ({"key": X.tolist()}, TypeError, "key: expected a tensor or a NumPy array, got list"),
+    ({"key": X[0].numpy()}, ValueError, r"key: expected embeddings of shape \[N, D\], got shape"),
+    ({"key": X.double().numpy()}, TypeError, "key: expected the dtype of query"),
     ({"num_classes": 3}, ValueError, r"key_labels: expected classes in \[0, 3\), got 0 to 3"),
     ({"num_classes": 0}, ValueError, "num_classes: expected at least 1"),
     ({"query": X[:2], "exclude_self": True}, ValueError, "exclude_self: expected as many keys"),

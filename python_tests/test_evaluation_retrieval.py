@@ -1,6 +1,7 @@
 """Retrieval metrics against scikit-learn, and against definitions written out densely."""
 
 import json
+import math
 import pickle
 import re
 
@@ -21,9 +22,9 @@ from cl_kernels.evaluation import (
     retrieval_metrics,
 )
 from python_tests.helpers import unit_rows
+from python_tests.retrieval_oracle import textbook
 
 CUTOFFS = (1, 3, 10)
-NAMES = ("recall", "hit", "mrr", "ndcg", "map")
 
 
 @pytest.fixture(autouse=True, params=["one block", "ragged blocks"])
@@ -34,50 +35,9 @@ def blocks(request, monkeypatch):
         monkeypatch.setattr(retrieval, "_FIRST_LOOK", 5)
 
 
-def whole_numbers(rows, width=4, most=2):
+def whole_numbers(rows, width=4, most=12):
     """Embeddings whose scores are exact in any order of summation, so that ties are ties."""
     return torch.randint(-most, most + 1, (rows, width)).float()
-
-
-def ranking(scores, excluded=None):
-    """Keys best first, equal scores by index; excluded ones left out: a list for each query."""
-    lists = []
-    for i, row in enumerate(scores.double().numpy()):
-        order = np.argsort(-row, kind="stable")
-        lists.append([j for j in order if excluded is None or not excluded[i, j]])
-    return lists
-
-
-def textbook(scores, relevant, at, excluded=None):
-    """Every metric of every query, rank by rank, from masks [M, N]."""
-    results = {f"{name}@{k}": [] for k in at for name in NAMES} | {"map": []}
-    for i, ranked in enumerate(ranking(scores, excluded)):
-        hits = [bool(relevant[i, j]) for j in ranked]
-        total = sum(hits)
-
-        def average_precision(hits, possible):
-            found, precision = 0, 0.0
-            for rank, hit in enumerate(hits, 1):
-                found += hit
-                precision += hit * found / rank
-            return precision / possible if possible else np.nan
-
-        results["map"].append(average_precision(hits, total))
-        for k in at:
-            top = hits[:k]
-            ideal = sum(1 / np.log2(1 + rank) for rank in range(1, min(total, k) + 1))
-            gain = sum(1 / np.log2(1 + rank) for rank, hit in enumerate(top, 1) if hit)
-            first = top.index(True) + 1 if any(top) else None
-            values = {
-                "recall": sum(top) / total if total else np.nan,
-                "hit": float(any(top)),
-                "mrr": 1 / first if first else 0.0,
-                "ndcg": gain / ideal if total else np.nan,
-                "map": average_precision(top, min(total, k)),
-            }
-            for name, value in values.items():
-                results[f"{name}@{k}"].append(value if total else np.nan)
-    return {name: torch.tensor(x, dtype=torch.float64) for name, x in results.items()}
 
 
 def assert_metrics(ours, truth):
@@ -177,6 +137,31 @@ def test_worst_and_best_rankings():
     assert last["map"] == pytest.approx(1 / 40) and last["recall@2"] == 0
 
 
+def test_the_order_of_the_corpus_does_not_matter():
+    query, key = whole_numbers(20, 2, 2), whole_numbers(300, 2, 2)
+    labels_q, labels_k = torch.randint(0, 9, (20,)), torch.randint(0, 9, (300,))
+    shuffled = torch.randperm(300)
+    ours, again = (
+        retrieval_metrics(query, key[order], label_relevance(labels_q, labels_k[order]), at=(1, 7))
+        for order in (torch.arange(300), shuffled)
+    )
+    assert ours == pytest.approx(again, rel=1e-12)
+
+
+@pytest.mark.parametrize("exact_map", [True, False])
+def test_collapsed_embeddings_are_worth_a_guess(exact_map):
+    x = torch.ones(400, 3)
+    labels = (torch.arange(400) >= 100).long()  # queries of the label 1 have 299 relevant keys
+    ours = retrieval_metrics(
+        x, x, label_relevance(labels, labels), at=(10,), exclude_self=True, exact_map=exact_map
+    )
+    shares = torch.tensor([99 / 399] * 100 + [299 / 399] * 300, dtype=torch.float64)
+    torch.testing.assert_close(ours.per_query["recall@10"], torch.full_like(shares, 10 / 399))
+    missed = math.comb(100, 10) / math.comb(399, 10)
+    assert ours.per_query["hit@10"][-1].item() == pytest.approx(1 - missed, rel=1e-12)
+    torch.testing.assert_close(ours.per_query["ndcg@10"], shares)
+
+
 def test_a_key_with_a_nan_is_missed():
     key = unit_rows(20, 8)
     query = key.clone()
@@ -243,6 +228,9 @@ WRONG = [
     ({"query": torch.ones(0, 3)}, ValueError, "query: expected at least one row"),
     ({"key": torch.ones(0, 3), "relevant": POSITIVE}, ValueError, "key: expected at least one"),
     ({"key": torch.ones(5, 2)}, ValueError, "key: expected the width of query, 3, got 2"),
+    ({"key": None}, TypeError, "key: expected a tensor or a NumPy array, got NoneType"),
+    ({"key": KEY[0].numpy()}, ValueError, r"key: expected embeddings of shape \[N, D\], got shape"),
+    ({"relevant": POSITIVE.numpy()}, TypeError, "relevant: expected a CSR .* got ndarray"),
     ({"at": 10}, TypeError, "at: expected a sequence"),
     ({"at": (0,)}, ValueError, "at: expected at least 1, got 0"),
     ({"at": (1.5,)}, TypeError, "at: expected an integer, got float"),

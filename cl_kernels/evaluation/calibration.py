@@ -125,11 +125,7 @@ def calibrate_gallery(
         normalize: Score by cosine.
     """
     check_finite_embeddings("embeddings", embeddings)
-    labels = check_labels("labels", labels, len(embeddings), "embeddings")
-    if labels.device != embeddings.device:
-        raise ValueError(
-            f"labels: expected the device of embeddings, {embeddings.device}, got {labels.device}"
-        )
+    labels = check_labels("labels", labels, len(embeddings), "embeddings", embeddings.device)
     items = torch.unique(labels, return_counts=True)[1]
     genuine = int((items * (items - 1) // 2).sum())
     impostors = len(labels) * (len(labels) - 1) // 2 - genuine

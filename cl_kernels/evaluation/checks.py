@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,26 @@ def check_finite_embeddings(name: str, x: Tensor) -> None:
         )
 
 
-def check_labels(name: str, labels: Tensor, rows: int | None, like: str = "") -> Tensor:
-    """Labels as int64, one for each of the rows of ``like`` if ``rows`` is given."""
+def check_corpus(name: str, x: Any) -> int:
+    """The rows of a corpus [N >= 1, D]; ``topk`` looks at the rest."""
+    shape = getattr(x, "shape", None)
+    if shape is None:
+        raise TypeError(f"{name}: expected a tensor or a NumPy array, got {type(x).__name__}")
+    if len(shape) != 2:
+        raise ValueError(f"{name}: expected embeddings of shape [N, D], got shape {list(shape)}")
+    if shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one row, got none")
+    return shape[0]
+
+
+def check_labels(
+    name: str,
+    labels: Tensor,
+    rows: int | None = None,
+    like: str = "",
+    device: torch.device | None = None,
+) -> Tensor:
+    """Labels as int64, one for each of the rows of ``like``, on its device, if these are given."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name}: expected an integer tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex():
@@ -38,6 +57,8 @@ def check_labels(name: str, labels: Tensor, rows: int | None, like: str = "") ->
     if labels.dim() != 1 or (rows is not None and len(labels) != rows):
         count = "" if rows is None else f" for each of the {rows} rows of {like}"
         raise ValueError(f"{name}: expected one label{count} (1-D), got {list(labels.shape)}")
+    if device is not None and labels.device != device:
+        raise ValueError(f"{name}: expected the device of {like}, {device}, got {labels.device}")
     return labels.to(torch.int64)
 
 

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_kernels._precision import widest
 from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 
 from .checks import check_finite_embeddings, check_number
+from .ties import tied_share
 
-_ROWS = 8192  # rows that are converted to float64 at a time
-_COLLAPSED = 1e-28  # variance of unit vectors that is but rounding
+_ROWS = 8192  # rows that are converted to the widest type at a time
+_COLLAPSED = 2000  # variance of unit vectors that is but rounding, in units of eps^2
 
 
 class Norms(NamedTuple):
@@ -38,6 +40,9 @@ class DriftReport:
         k: Neighbours compared.
         neighbour_overlap: Mean share of an item's k nearest neighbours that are still among them.
         nearest_changed: Share of the items whose nearest neighbour is another one.
+        tied: Share of the items whose k-th neighbour is as near as the next one, in the snapshot
+            that has more of them: which one is kept depends on their order. There is a warning if
+            it exceeds 1 %.
         cosine: Mean cosine of an item with itself; None where the widths differ.
         aligned_cosine: The same after the best rotation or reflection.
         linear_cka: Similarity of the two geometries, 0 to 1; NaN if one snapshot is collapsed.
@@ -48,6 +53,7 @@ class DriftReport:
     k: int
     neighbour_overlap: float
     nearest_changed: float
+    tied: float
     cosine: float | None
     aligned_cosine: float
     linear_cka: float
@@ -75,6 +81,7 @@ class DriftReport:
             f"{self.items} items, {self.k} nearest neighbours\n"
             f"neighbours kept            {self.neighbour_overlap:.4f}\n"
             f"nearest neighbour changed  {self.nearest_changed:.4f}\n"
+            f"tied neighbours            {self.tied:.4f}\n"
             f"cosine                     {cosine}\n"
             f"cosine after alignment     {self.aligned_cosine:.4f}\n"
             f"linear CKA                 {self.linear_cka:.4f}\n"
@@ -126,7 +133,11 @@ def embedding_drift(
     with torch.no_grad():
         index = torch.arange(N, device=before.device)
         others = PairFilter(index, index, "different")
-        old, new = (topk(x, x, k, where=others, backend=backend).indices for x in (before, after))
+        # One neighbour more, where there is one, shows ties.
+        found = [
+            topk(x, x, min(k + 1, N - 1), where=others, backend=backend) for x in (before, after)
+        ]
+        old, new = (x.indices[:, :k] for x in found)
         together = torch.cat([old, new], 1).sort(dim=1).values  # [N, 2k]; a kept one comes twice
         kept = (together[:, 1:] == together[:, :-1]).sum()
         cosine, aligned_cosine, linear_cka = _geometry(before, after)
@@ -134,7 +145,8 @@ def embedding_drift(
             items=N,
             k=k,
             neighbour_overlap=kept.item() / (N * k),
-            nearest_changed=(old[:, 0] != new[:, 0]).double().mean().item(),
+            nearest_changed=int((old[:, 0] != new[:, 0]).sum()) / N,
+            tied=max(tied_share(x.values, k) for x in found),
             cosine=cosine,
             aligned_cosine=aligned_cosine,
             linear_cka=linear_cka,
@@ -144,7 +156,7 @@ def embedding_drift(
 
 
 def _geometry(before: Tensor, after: Tensor) -> tuple[float | None, float, float]:
-    """Mean cosine, the same after alignment, and linear CKA, from moments in float64."""
+    """Mean cosine, the same after alignment, and linear CKA, from moments in the widest type."""
     N = len(before)
     center_old, center_new = _center(before), _center(after)
     cross = center_old.new_zeros(before.shape[1], after.shape[1])
@@ -159,7 +171,8 @@ def _geometry(before: Tensor, after: Tensor) -> tuple[float | None, float, float
         gram_old += old.T @ old
         gram_new += new.T @ new
     same_width = before.shape[1] == after.shape[1]
-    collapsed = min(gram_old.trace().item(), gram_new.trace().item()) < N * _COLLAPSED
+    rounding = N * _COLLAPSED * torch.finfo(cross.dtype).eps ** 2
+    collapsed = min(gram_old.trace().item(), gram_new.trace().item()) < rounding
     similarity = cross_centered.square().sum() / (gram_old.norm() * gram_new.norm())
     return (
         cross.trace().item() / N if same_width else None,
@@ -168,17 +181,20 @@ def _geometry(before: Tensor, after: Tensor) -> tuple[float | None, float, float
     )
 
 
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(widest(rows.device))
+
+
 def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows.double())
+    return F.normalize(_wide(rows))
 
 
 def _center(x: Tensor) -> Tensor:
-    total = sum(_unit(rows).sum(0) for rows in x.split(_ROWS))
-    return torch.as_tensor(total) / len(x)
+    return torch.stack([_unit(rows).sum(0) for rows in x.split(_ROWS)]).sum(0) / len(x)
 
 
 def _norms(x: Tensor) -> Norms:
-    norms = torch.cat([torch.linalg.vector_norm(rows.double(), dim=1) for rows in x.split(_ROWS)])
+    norms = torch.cat([torch.linalg.vector_norm(_wide(rows), dim=1) for rows in x.split(_ROWS)])
     return Norms(
         norms.mean().item(),
         norms.std(correction=0).item(),

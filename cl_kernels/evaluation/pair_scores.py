@@ -90,7 +90,7 @@ def _errors(pairs: Source, shift: int, bases: set[int]) -> dict[int, tuple[Tenso
     """
     # One bucket more for what lies below all thresholds, one for what lies above.
     size = _BUCKETS + 2
-    counts = {base: torch.zeros(2 * size, dtype=torch.int64) for base in bases}
+    counts = {base: torch.zeros(2 * size, dtype=torch.int64, device="cpu") for base in bases}
     for scores, genuine in pairs():
         leading = _sortable(scores) >> shift
         offset = genuine.to(leading.dtype) * size
@@ -112,7 +112,7 @@ def _sortable(scores: Tensor) -> Tensor:
 
 def _score(sortable: int, dtype: torch.dtype) -> float:
     integer = torch.int32 if dtype == torch.float32 else torch.int64
-    return _mirrored(torch.tensor([sortable], dtype=integer)).view(dtype).item()
+    return _mirrored(torch.tensor([sortable], dtype=integer, device="cpu")).view(dtype).item()
 
 
 def _mirrored(bits: Tensor) -> Tensor:

@@ -78,13 +78,9 @@ def label_relevance(query_labels: Tensor, key_labels: Tensor) -> LabelRelevance:
     Returns:
         What ``retrieval_metrics`` takes as ``relevant``.
     """
-    query_labels = check_labels("query_labels", query_labels, None)
-    key_labels = check_labels("key_labels", key_labels, None)
-    if key_labels.device != query_labels.device:
-        raise ValueError(
-            f"key_labels: expected the device of query_labels, {query_labels.device}, "
-            f"got {key_labels.device}"
-        )
+    query_labels = check_labels("query_labels", query_labels)
+    device = query_labels.device
+    key_labels = check_labels("key_labels", key_labels, like="query_labels", device=device)
     return LabelRelevance(query_labels, key_labels)
 
 
@@ -95,13 +91,8 @@ def as_relevance(
     if not isinstance(relevant, LabelRelevance):
         csr = as_csr("relevant", relevant, rows, num_keys, device)
         return _ListRelevance(_codes(csr, num_keys), rows, num_keys)
-    check_labels("relevant.query_labels", relevant.query_labels, rows, "query")
-    check_labels("relevant.key_labels", relevant.key_labels, num_keys, "key")
-    if relevant.query_labels.device != device:
-        raise ValueError(
-            f"relevant: expected labels on the device of query, {device}, "
-            f"got {relevant.query_labels.device}"
-        )
+    check_labels("relevant.query_labels", relevant.query_labels, rows, "query", device)
+    check_labels("relevant.key_labels", relevant.key_labels, num_keys, "key", device)
     return relevant
 
 

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import widest
 from cl_kernels.checks import check_count
 from cl_kernels.csr import CSR, Lists
 from cl_kernels.search import topk
 from cl_kernels.search.stream import progress_bar
 
-from .checks import check_finite_embeddings, check_labels
+from .checks import check_corpus, check_finite_embeddings, check_labels
 from .relevance import LabelRelevance, Relevance, as_relevance, exclusions
+from .ties import Ranking
 
 if TYPE_CHECKING:
     import numpy
 
-_BLOCK = 1 << 20  # ranked keys held at a time: some 64 MB with all that is computed from them
+_BLOCK = 1 << 19  # ranked keys held at a time: some 64 MB with all that is computed from them
 _FIRST_LOOK = 256  # queries with few relevant keys mostly have them all among their best 256
 
 
@@ -28,7 +30,8 @@ class RetrievalMetrics(dict[str, float]):
     """Means over the queries that have a relevant key, by name.
 
     Attributes:
-        per_query: Each metric of each query, float64 [M]; NaN for a query without relevant key.
+        per_query: Each metric of each query, [M], float64 where the device has it; NaN for a query
+            without relevant key.
         queries: How many queries the means are over.
         skipped: How many queries had no relevant key.
     """
@@ -78,11 +81,14 @@ def retrieval_metrics(
 
     ``map`` is the mean of the average precision over the whole ranking (Manning, Raghavan and
     Schütze 2008, section 8.4). Queries whose relevant keys are not all among their first few
-    hundred are ranked against every key, a few at a time: memory stays at some 64 MB, or that of
-    one ranking of N keys, and time grows with N log N for each of them.
+    hundred, or whose score at the last rank looked at is another key's too, are ranked against
+    every key, a few at a time: memory stays at some 64 MB, or that of one ranking of N keys, and
+    time grows with N log N for each of them.
 
-    Equal scores are ordered by key index, as in ``topk``. Queries without a relevant key are left
-    out of the means and counted.
+    Keys of equal scores count as if in random order: a metric is its expected value over all
+    orders of them, in closed form (McSherry and Najork 2008), so that copies of a document, and
+    embeddings that collapsed, are worth the same however the corpus is ordered. Queries without a
+    relevant key are left out of the means and counted.
 
     Args:
         query: Embeddings, shape [M, D], finite.
@@ -109,9 +115,7 @@ def retrieval_metrics(
         raise TypeError(f"at: expected a sequence of cut-offs, got {type(at).__name__}")
     for k in at:
         check_count("at", k)
-    M, N = len(query), len(key)
-    if N == 0:
-        raise ValueError("key: expected at least one row, got none")
+    M, N = len(query), check_corpus("key", key)
     relevance = as_relevance(relevant, M, N, query.device)
     excluded = exclusions(exclude, exclude_self, M, N, query.device)
     total = _relevant_left(relevance, excluded)
@@ -120,29 +124,7 @@ def retrieval_metrics(
         raise ValueError("relevant: expected a query with a relevant key, got none")
     scan = _Scan(query, key, relevance, excluded, normalize, backend)
 
-    depth = min(N, max([*at, _FIRST_LOOK] if exact_map else at, default=1))
-    names = [f"{name}@{k}" for k in at for name in ("recall", "hit", "mrr", "ndcg", "map")]
-    per_query = {
-        name: query.new_full((M,), torch.nan, dtype=torch.float64)
-        for name in names + ["map"] * exact_map
-    }
-    with progress_bar(progress)(total=M, unit="query") as bar:
-        bar.update(M - int(answerable.sum()))
-        for rows, hits in scan.blocks(answerable.nonzero().flatten(), depth):
-            of_rows = total[rows]
-            for k in at:
-                for name, scores in _metrics_at(hits[:, :k], of_rows).items():
-                    per_query[f"{name}@{k}"][rows] = scores
-            done = torch.ones_like(of_rows, dtype=torch.bool)
-            if exact_map:
-                done = hits.sum(1) == of_rows
-                per_query["map"][rows[done]] = _average_precision(hits[done], of_rows[done])
-            bar.update(int(done.sum()))
-        if exact_map:
-            ranked_too_low = answerable & per_query["map"].isnan()
-            for rows, hits in scan.blocks(ranked_too_low.nonzero().flatten(), N):
-                per_query["map"][rows] = _average_precision(hits, total[rows])
-                bar.update(len(rows))
+    per_query = _measured(scan, total, at, exact_map, progress)
     return RetrievalMetrics(per_query, answerable)
 
 
@@ -161,7 +143,7 @@ def mean_average_precision(
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
     check_finite_embeddings("embeddings", embeddings)
-    labels = check_labels("labels", labels, len(embeddings), "embeddings")
+    labels = check_labels("labels", labels, len(embeddings), "embeddings", embeddings.device)
     return retrieval_metrics(
         embeddings,
         embeddings,
@@ -193,8 +175,8 @@ class _Scan:
     backend: str | None
 
     @torch.no_grad()
-    def blocks(self, rows: Tensor, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of the rows, [m], and whether the key at each rank is relevant, [m, depth]."""
+    def blocks(self, rows: Tensor, depth: int) -> Iterator[tuple[Tensor, Ranking]]:
+        """Blocks of the rows, [m], and their rankings to this depth."""
         for block in rows.split(max(1, _BLOCK // depth)) if len(rows) else ():
             found = topk(
                 self.query[block],
@@ -204,29 +186,54 @@ class _Scan:
                 normalize=self.normalize,
                 backend=self.backend,
             )
-            yield block, self.relevance.contains(block, found.indices)
+            hits = self.relevance.contains(block, found.indices)
+            whole = depth == len(self.key)
+            yield block, Ranking.of(found.values, hits, widest(hits.device), whole)
 
 
-def _metrics_at(hits: Tensor, total: Tensor) -> dict[str, Tensor]:
-    """The metrics at k of queries with ``total`` [m] relevant keys, from ``hits`` [m, k]."""
-    hits = hits.double()
-    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    found = hits.sum(1)
-    first = hits.argmax(1).double() + 1
-    discount = (rank + 1).double().log2().reciprocal()
-    possible = total.clamp_max(hits.shape[1])
+def _measured(
+    scan: _Scan, total: Tensor, at: Sequence[int], exact_map: bool, progress: bool
+) -> dict[str, Tensor]:
+    """Each metric of each query, [M]: from its first ranks, and where they do not do, from all."""
+    M, N = len(scan.query), len(scan.key)
+    deepest = max(at, default=0)
+    # One rank more shows whether the last that counts is tied with what comes after it.
+    depth = min(N, max(deepest + 1, _FIRST_LOOK if exact_map else 0))
+    names = [f"{name}@{k}" for k in at for name in ("recall", "hit", "mrr", "ndcg", "map")]
+    names += ["map"] * exact_map
+    dtype = widest(total.device)
+    values = {name: total.new_full((M,), torch.nan, dtype=dtype) for name in names}
+    left = total > 0
+    with progress_bar(progress)(total=M, unit="query") as bar:
+        bar.update(M - int(left.sum()))
+        for looked_at in (depth, N):
+            for rows, ranking in scan.blocks(left.nonzero().flatten(), looked_at):
+                of_rows = total[rows]
+                for k in at:
+                    for name, at_k in _metrics_at(ranking, k, of_rows).items():
+                        values[f"{name}@{k}"][rows] = at_k
+                done = ranking.settled[:, :deepest].all(1)
+                if exact_map:
+                    values["map"][rows] = ranking.precision.sum(1) / of_rows
+                    done &= ranking.settled[:, -1] | (ranking.found() == of_rows)
+                left[rows] = ~done
+                bar.update(int(done.sum()))
+    return values
+
+
+def _metrics_at(ranking: Ranking, k: int, total: Tensor) -> dict[str, Tensor]:
+    """The metrics at k of queries with ``total`` [m] relevant keys."""
+    gain, precision = ranking.gain[:, :k], ranking.precision[:, :k]
+    none = ranking.miss[:, :k].cumprod(1)  # is relevant up to a rank
+    rank = torch.arange(1, gain.shape[1] + 1, device=gain.device)
+    discount = (rank + 1).to(gain.dtype).log2().reciprocal()
+    possible = total.clamp_max(len(rank))
     ideal = discount.cumsum(0)[possible - 1]
+    first = -none.diff(dim=1, prepend=torch.ones_like(none[:, :1]))  # relevant key is here
     return {
-        "recall": found / total,
-        "hit": (found > 0).double(),
-        "mrr": torch.where(found > 0, 1 / first, 0),
-        "ndcg": hits @ discount / ideal,
-        "map": _average_precision(hits, possible),
+        "recall": gain.sum(1) / total,
+        "hit": 1 - none[:, -1],
+        "mrr": (first / rank).sum(1),
+        "ndcg": gain @ discount / ideal,
+        "map": precision.sum(1) / possible,
     }
-
-
-def _average_precision(hits: Tensor, total: Tensor) -> Tensor:
-    """Precisions at the ranks of the hits [m, k], summed and divided by ``total`` [m]."""
-    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    precision = hits.cumsum(1, dtype=torch.float64).div_(rank)
-    return precision.mul_(hits).sum(1) / total
