@@ -107,16 +107,27 @@ def _why(call: PrimitiveCall) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What is installed, which backend serves which device, and why not the others."""
+    """What is installed, which backend serves which device, and why not the others.
+
+    Attributes:
+        versions: What is installed, by name.
+        serving: The backend that serves each type of device; None where a backend was asked for by
+            name that cannot.
+        reasons: Why a backend cannot serve a type of device, or None if it can, by (device type,
+            backend).
+        refusals: What a call says on the devices that nothing serves.
+    """
 
     versions: dict[str, str]
-    serving: dict[str, str]
+    serving: dict[str, str | None]
     reasons: dict[tuple[str, str], str | None]
+    refusals: dict[str, str]
 
     def __str__(self) -> str:
         lines = [f"{name:12s}{version}" for name, version in self.versions.items()]
         for device, chosen in self.serving.items():
-            lines.append(f"\n{device} tensors are served by {chosen}")
+            served = chosen or f"nothing: {self.refusals[device]}"
+            lines.append(f"\n{device} tensors are served by {served}")
             for backend in BACKENDS:
                 reason = self.reasons[device, backend]
                 lines.append(f"  {backend:12s}{'can' if reason is None else 'cannot: ' + reason}")
@@ -126,26 +137,50 @@ class Report:
 def doctor() -> Report:
     """Says what is installed, which backend serves which device, and why not the others.
 
-    Float32 embeddings are meant; ``explain`` tells about one call.
+    Float32 embeddings are meant; ``explain`` tells about one call. It raises for no setting: a
+    wrong ``CL_KERNELS_BACKEND`` is reported. Tensors on ROCm are of the type "cuda" to torch.
     """
-    devices = ("cpu", "cuda")
-    cuda = torch.version.cuda or "none (this torch is built without CUDA)"
-    if torch.version.cuda and not torch.cuda.is_available():
-        cuda += " (no GPU found)"
-    versions = {
+    serving: dict[str, str | None] = {}
+    refusals: dict[str, str] = {}
+    for device in _devices():
+        try:
+            serving[device] = choose(None, device, torch.float32)
+        except ValueError as error:
+            serving[device] = None
+            refusals[device] = str(error)
+    reasons = {
+        (device, name): reason_against(name, device, torch.float32)
+        for device in serving
+        for name in BACKENDS
+    }
+    return Report(_versions(), serving, reasons, refusals)
+
+
+def _devices() -> list[str]:
+    """The CPU and CUDA always, the others where there are any."""
+    others = {"mps": torch.backends.mps.is_available, "xpu": torch.xpu.is_available}
+    return ["cpu", "cuda", *(device for device, is_available in others.items() if is_available())]
+
+
+def _versions() -> dict[str, str]:
+    return {
         "cl_kernels": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "cuda": cuda,
+        "cpu": (
+            f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+            f"{torch.get_num_threads()} threads"
+        ),
+        "cuda": _gpu_version(torch.version.cuda, "CUDA"),
+        "rocm": _gpu_version(torch.version.hip, "ROCm"),
         "triton": _triton_version(),
-        "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
     }
-    reasons = {
-        (device, name): reason_against(name, device, torch.float32)
-        for device in devices
-        for name in BACKENDS
-    }
-    return Report(versions, {d: choose(None, d, torch.float32) for d in devices}, reasons)
+
+
+def _gpu_version(version: str | None, name: str) -> str:
+    if not version:
+        return f"none (this torch is built without {name})"
+    return version if torch.cuda.is_available() else f"{version} (no GPU found)"
 
 
 def _triton_version() -> str:
