@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from cl_kernels._scopes import Scopes
 
@@ -21,7 +22,8 @@ def debug_checks() -> Iterator[None]:
 
 
 def readable(x: Tensor) -> bool:
-    """Not while torch.compile traces, and on a GPU only if ``debug_checks`` asks for it."""
-    return not torch.compiler.is_compiling() and (
-        x.device.type == "cpu" or bool(_debugging.innermost())
-    )
+    """Not while torch.compile traces, not a fake tensor, and on a GPU only if ``debug_checks``
+    asks for it."""
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+        return False
+    return x.device.type == "cpu" or bool(_debugging.innermost())
