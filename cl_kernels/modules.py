@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from cl_kernels.checks import as_scalar
@@ -32,9 +35,7 @@ class _Temperature(nn.Module):
         self.backend = backend
 
     def extra_repr(self) -> str:
-        temperature = self.temperature
-        shown = temperature.item() if isinstance(temperature, Tensor) else temperature
-        return f"temperature={shown}, normalize={self.normalize}, reduction={self.reduction!r}"
+        return _settings(self, "temperature", "normalize", "reduction", "backend")
 
 
 class NTXentLoss(_Temperature):
@@ -98,6 +99,12 @@ class InfoNCELoss(_Temperature):
         check_hardest(hardest)
         self.in_batch_negatives = in_batch_negatives
         self.hardest = hardest
+
+    def extra_repr(self) -> str:
+        return _settings(
+            self,
+            "temperature", "normalize", "in_batch_negatives", "hardest", "reduction", "backend",
+        )  # fmt: skip
 
     def forward(
         self,
@@ -166,4 +173,22 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def extra_repr(self) -> str:
-        return f"normalize={self.normalize}, reduction={self.reduction!r}"
+        return _settings(self, "normalize", "reduction", "backend")
+
+
+def _settings(module: nn.Module, *names: str) -> str:
+    """Settings as they are passed; None, which leaves a choice to the call, is left out."""
+    values = {name: getattr(module, name) for name in names}
+    return ", ".join(f"{name}={_shown(x)}" for name, x in values.items() if x is not None)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    unread = f"<tensor on {value.device}>"
+    if torch.compiler.is_compiling():
+        return unread
+    try:
+        return repr(value.item())
+    except Exception:  # no value on meta nor under FakeTensorMode; a repr is for looking into that
+        return unread

@@ -1,8 +1,11 @@
 """The modules are their functions; temperatures are learned, kept as buffers, or plain numbers."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import cl_kernels
 from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
@@ -72,6 +75,35 @@ def test_repr():
     assert repr(InfoNCELoss(torch.tensor(0.5))) == "InfoNCELoss" + shown
     assert repr(InfoNCELoss(nn.Parameter(torch.tensor(0.5)))) == "InfoNCELoss" + shown
     assert repr(ClipLoss()) == "ClipLoss(normalize=False, reduction='mean')"
+
+
+@pytest.mark.parametrize("module", [NTXentLoss, InfoNCELoss, ClipLoss])
+def test_repr_shows_every_setting(module):
+    given = {"temperature": 0.25, "normalize": False, "in_batch_negatives": True, "hardest": 3}
+    given |= {"reduction": "sum", "backend": "chunked"}
+    names = inspect.signature(module).parameters
+    assert names.keys() <= given.keys()
+    settings = {name: given[name] for name in names}
+    assert eval(repr(module(**settings))).__dict__.items() >= settings.items()
+
+
+class TestReprWithoutAValue:
+    def test_on_meta(self):
+        with torch.device("meta"):
+            loss = NTXentLoss(nn.Parameter(torch.tensor(0.5)))
+        assert "temperature=<tensor on meta>" in repr(loss)
+
+    def test_fake(self):
+        outside = NTXentLoss(nn.Parameter(torch.tensor(0.5)))
+        with FakeTensorMode():
+            inside = NTXentLoss(nn.Parameter(torch.rand(())))
+            for loss in (inside, outside):
+                assert "temperature=<tensor on cpu>" in repr(loss)
+
+    def test_while_compiled(self):
+        loss = NTXentLoss(nn.Parameter(torch.tensor(0.5)))
+        compiled = torch.compile(lambda x: (x, repr(loss)), fullgraph=True, backend="eager")
+        assert compiled(torch.ones(1))[1].startswith("NTXentLoss(temperature=")
 
 
 def test_clip_output_dict():
