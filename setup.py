@@ -9,18 +9,14 @@ The libraries register torch operators and hold no Python symbols: one wheel ser
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-
-from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build import build
-from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 BUILD = ROOT / "build" / "cmake"  # kept between runs, so that only what changed is compiled
@@ -30,19 +26,46 @@ def flag(name, default):
     return os.environ.get(name, default) not in ("", "0")
 
 
-def torch_directory():
-    """Where torch's headers and libraries are. Looked up before any metadata is made: pip would
-    otherwise download torch into an isolated build first and fail afterwards."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
+PURE_PYTHON = flag("CL_KERNELS_PURE_PYTHON", "0")
+NEEDS = {"setuptools": "77"} if PURE_PYTHON else {"setuptools": "77", "torch": "2.11"}
+
+
+def found(package):
+    """The version that an import would get here, or None."""
+    if find_spec(package) is None:
+        return None
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on the path, but not installed
+        return getattr(__import__(package), "__version__", "0")
+
+
+def older(release, least):
+    return [int(n) for n in re.findall(r"\d+", release)] < [int(n) for n in least.split(".")]
+
+
+def demand(needs):
+    """Ends with one line if something is not here. Asked before setuptools is imported, and before
+    any metadata is made: pip would otherwise download torch into an isolated build first and fail
+    afterwards."""
+    have = {package: found(package) for package in needs}
+    short = [p for p, least in needs.items() if have[p] is None or older(have[p], least)]
+    if short:
+        wanted = " and ".join(f"{p} {needs[p]} or newer (found {have[p] or 'none'})" for p in short)
+        install = " ".join(f"'{p}>={needs[p]}'" for p in short)
+        pure = ", or set CL_KERNELS_PURE_PYTHON=1" if "torch" in short else ""
         sys.exit(
-            "cl_kernels: torch is not importable here; install torch and build with "
-            "`pip install --no-build-isolation`, or set CL_KERNELS_PURE_PYTHON=1."
+            f"cl_kernels: building needs {wanted}; pip install {install} and build with "
+            f"pip install --no-build-isolation .{pure}"
         )
-    release = version("torch")
-    if tuple(map(int, release.split(".")[:2])) < (2, 11):
-        sys.exit(f"cl_kernels: needs torch 2.11 or newer to build, found {release}.")
-    return Path(spec.origin).parent
+
+
+demand(NEEDS)
+
+from setuptools import Extension, setup  # noqa: E402
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools.command.build import build  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
 
 
 def tool(name):
@@ -60,7 +83,7 @@ class CMakeBuild(build_ext):
         configure = [
             *(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DTORCH_DIR={torch_directory()}",
+            f"-DTORCH_DIR={Path(find_spec('torch').origin).parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCL_CUDA={'ON' if flag('CL_KERNELS_CUDA', '1') else 'OFF'}",
             f"-DCL_TESTING={'ON' if in_place else 'OFF'}",
@@ -94,10 +117,9 @@ class AnyPythonWheel(bdist_wheel):
 
 
 commands = {"build": CleanBuild, "bdist_wheel": AnyPythonWheel}
-if flag("CL_KERNELS_PURE_PYTHON", "0"):
+if PURE_PYTHON:
     setup(cmdclass=commands)
 else:
-    torch_directory()
     setup(
         ext_modules=[Extension("cl_kernels._cpu", [])],
         cmdclass=commands | {"build_ext": CMakeBuild},

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -108,21 +107,40 @@ def test_wheel(tmp_path):
     assert contents(wheel) == sources() | built
 
 
-def test_build_without_torch_says_so_in_one_line(tmp_path):
-    # -S leaves site-packages out; setuptools alone is put back.
-    for name in ("setuptools", "_distutils_hack"):
-        (tmp_path / name).symlink_to(Path(import_module(name).__file__).parent)
+def package(folder, name, release):
+    """As if it were installed there."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text("")
+    about = folder / f"{name}-{release}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n")
+
+
+@pytest.mark.parametrize(
+    ("packages", "pure", "wanted"),
+    [
+        ({}, "1", ["setuptools 77 or newer (found none)"]),
+        ({}, "0", ["setuptools 77 or newer (found none)", "torch 2.11 or newer (found none)"]),
+        ({"setuptools": "59.8.0"}, "1", ["setuptools 77 or newer (found 59.8.0)"]),
+        ({"setuptools": "59.8.0", "torch": "2.11.0"}, "0", ["setuptools 77"]),
+        ({"setuptools": "77.0.1", "torch": "2.9.1+cpu"}, "0", ["torch 2.11", "(found 2.9.1+cpu)"]),
+        ({"setuptools": "77.0.1"}, "0", ["torch 2.11 or newer (found none)", "PURE_PYTHON=1"]),
+    ],
+)
+def test_what_a_build_lacks_is_said_in_one_line(packages, pure, wanted, tmp_path):
+    for name, release in packages.items():
+        package(tmp_path, name, release)
     run = subprocess.run(
-        [sys.executable, "-S", "setup.py", "--version"],
+        [sys.executable, "-S", "setup.py", "--version"],  # -S leaves site-packages out
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "CL_KERNELS_PURE_PYTHON": "0"},
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "CL_KERNELS_PURE_PYTHON": pure},
         capture_output=True,
         text=True,
     )
     assert run.returncode != 0
     (line,) = run.stderr.splitlines()
-    assert "torch is not importable" in line
-    assert "--no-build-isolation" in line
+    assert all(part in line for part in (*wanted, "pip install", "--no-build-isolation"))
+    assert len(packages) < 2 or ("setuptools" in line) != ("torch" in line)
 
 
 def test_instruction_sets_do_not_leak():
