@@ -132,7 +132,7 @@ class MinedNegatives:
         rule = replace(self.criteria, **criteria)
         filled = candidates.indices >= 0
         like = candidates.values
-        scores = torch.as_tensor(scores).to(like)
+        scores = torch.as_tensor(scores, dtype=like.dtype, device=like.device)
         if scores.shape == (int(filled.sum()),):
             scores = torch.full_like(like, -torch.inf).masked_scatter_(filled, scores)
         elif scores.shape != like.shape:
@@ -144,7 +144,7 @@ class MinedNegatives:
             if rule.has_margin:
                 raise ValueError("positive_scores: expected scores to keep a margin from, got None")
             positive_scores = like.new_full(self.positives.keys.shape, torch.nan)
-        positive_scores = torch.as_tensor(positive_scores).to(like)
+        positive_scores = torch.as_tensor(positive_scores, dtype=like.dtype, device=like.device)
         if positive_scores.shape != self.positives.keys.shape:
             raise ValueError(
                 f"positive_scores: expected one for each of the {len(self.positives.keys)} "
