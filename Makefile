@@ -16,7 +16,7 @@ NATIVE := cl_kernels/_cpu.so
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo sbert test soak lint format bench kernels gpu-check gpu-rehearsal precompile clean distclean
+.PHONY: help build demo sbert test soak lint format bench kernels gpu-check gpu-rehearsal compat precompile clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -68,6 +68,9 @@ kernels: build  ## compile every GPU kernel and print its registers, spills and 
 
 gpu-rehearsal: build  ## go through gpu-check without a GPU, with Triton's real cache keys
 	$(BIN)/python -m tools.rehearsal $(ARGS)
+
+compat: build  ## run the tests that meet torch's interfaces with the oldest and the newest torch
+	$(BIN)/python -m tools.compat $(ARGS)
 
 precompile: build  ## compile for a GPU machine what gpu-check will run there, into build/gpu
 	$(BIN)/python -m tools.precompile $(ARGS)

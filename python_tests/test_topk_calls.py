@@ -191,6 +191,7 @@ def test_memory_maps(tmp_path):
 
 
 def test_progress_and_interrupt(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
     query, key = some(600, 40, 8, torch.float32)
     expected = topk(query, key, 3)
     monkeypatch.setattr(scan, "_CALL_PRODUCTS", 1)

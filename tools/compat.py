@@ -28,17 +28,17 @@ PACKAGES = "numpy", "pytest", "hypothesis"
 # They need nothing but torch and PACKAGES.
 TESTS = (
     "public",
+    "defaults",
+    "machines",
     "first_call",
     "registration",
     "dispatch",
     "modules",
     "primitives",
-    "statistics",
     "losses",
     "nonfinite",
     "determinism",
     "hardest",
-    "selection",
     "topk_calls",
     "topk_native",
     "grad_cache_replay",
@@ -84,8 +84,8 @@ def _failures(cases: list[ElementTree.Element]) -> Iterator[tuple[str, str]]:
         for kind in ("failure", "error"):
             found = case.find(kind)
             if found is not None:
-                where = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-                yield where, found.get("message", "").partition("\n")[0]
+                place = case.get("classname", "").removeprefix("python_tests.")
+                yield f"{place}::{case.get('name')}", found.get("message", "").partition("\n")[0]
                 break
 
 
@@ -95,7 +95,7 @@ def run(version: str, python: Path) -> tuple[list[str], Outcome]:
     report = FOLDER / f"{version}.xml"
     report.unlink(missing_ok=True)  # none of an earlier run must look like this one's
     command = [
-        *(str(python), "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),
+        *(str(python), "-m", "pytest", "-q", "-rs", "--tb=short", "-p", "no:cacheprovider"),
         *(f"--junitxml={report}", *(f"python_tests/test_{name}.py" for name in TESTS)),
     ]
     with (FOLDER / f"{version}.log").open("w") as log:
