@@ -63,11 +63,12 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_st_3164_memory_does_not_grow_as_queries_times_corpus():
+@pytest.mark.parametrize("bounds", [{}, {"min_score": -2.0}], ids=["one bound", "two"])
+def test_st_3164_memory_does_not_grow_as_queries_times_corpus(bounds):
     """Not even where every query is short and all of its candidates are accounted for."""
     query, corpus, positive = clusters(1500, 20_000, 50, width=8)
     with LargestTensor() as largest:
-        mined = mine_hard_negatives(query, corpus, positive, max_score=-1.0)
+        mined = mine_hard_negatives(query, corpus, positive, max_score=-1.0, **bounds)
     assert len(mined.shortfall) == 1500
     assert largest.elements < 1500 * 20_000 / 10
 

@@ -12,7 +12,7 @@ from cl_kernels.csr import Lists, as_csr
 from cl_kernels.mining.criteria import Criteria, check_integer
 from cl_kernels.mining.positives import pair_scores
 from cl_kernels.mining.result import MinedNegatives
-from cl_kernels.mining.shortfall import Tally, add_corpus
+from cl_kernels.mining.tally import CorpusTally, Tally
 from cl_kernels.pairs import Where
 from cl_kernels.search import TopK, as_tensor, topk
 
@@ -132,13 +132,12 @@ def mine_hard_negatives(
     chosen = criteria.choose(found, generator)
     counts = (chosen.indices >= 0).sum(1)
     short = Tally(counts, found, criteria, ceilings)
-    if len(short.queries):
-        add_corpus(short, query, documents, known, filters, normalize)
+    account = CorpusTally(short, query, documents, known, filters, normalize)
     return MinedNegatives(
         indices=chosen.indices,
         scores=chosen.values if return_scores else None,
         counts=counts,
-        shortfall=short.shortfall(len(documents)),
+        shortfall=short.shortfall(len(documents), account.removed()),
         positives=known,
         positive_scores=known_scores if return_scores else None,
         candidates=None if candidates is None else TopK(*(x[:, :candidates] for x in found)),

@@ -12,7 +12,8 @@ from torch import Tensor
 from cl_kernels.csr import CSR
 from cl_kernels.mining.columns import Format, columns
 from cl_kernels.mining.criteria import Criteria
-from cl_kernels.mining.shortfall import Shortfall, Tally
+from cl_kernels.mining.shortfall import Shortfall
+from cl_kernels.mining.tally import Tally
 from cl_kernels.search import TopK
 
 
@@ -161,13 +162,17 @@ class MinedNegatives:
         counts = (chosen.indices >= 0).sum(1)
         short = Tally(counts, found, rule, ceilings)
         some = short.queries
-        short.add(slice(None), scores[some], survived[some] | ~filled[some])
+        open_pairs = filled[some] & ~survived[some] & scores[some].isfinite()
+        short.begin()
+        short.add(slice(None), scores[some].masked_fill(~open_pairs, torch.nan), short.bounds)
+        had = filled[some].sum(1)
+        short.rest("non_finite", had)
         return replace(
             self,
             indices=chosen.indices,
             scores=chosen.values,
             counts=counts,
-            shortfall=short.shortfall(filled[some].sum(1)),
+            shortfall=short.shortfall(had, short.removed),
             positive_scores=positive_scores,
             candidates=TopK(scores, candidates.indices),
             criteria=rule,

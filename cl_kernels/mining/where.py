@@ -1,0 +1,52 @@
+"""What pair filters drop: counted from the ids alone, or marked for a block of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cl_kernels.pairs import PairFilter
+
+
+def count_dropped(filters: Sequence[PairFilter], rows: Tensor, num_keys: int) -> Tensor:
+    """How many of the N keys each query of ``rows`` [m] loses: [m], in O((m + N) log N)."""
+    if not filters:
+        return torch.zeros_like(rows)
+    first, *others = [(f.query_ids[rows], f.key_ids) for f in filters]
+    kept = _count_kept(filters[0].keep, torch.full_like(rows, num_keys), _count_same(*first))
+    for f, ids in zip(filters[1:], others, strict=True):
+        both = _count_same(*_joint(first, ids))
+        same = _count_same(*ids)
+        # Of the keys that the second filter is about, those that the first keeps.
+        kept = _count_kept(f.keep, kept, _count_kept(filters[0].keep, same, both))
+    return num_keys - kept
+
+
+def _count_kept(keep: str, total: Tensor, same: Tensor) -> Tensor:
+    return same if keep == "same" else total - same
+
+
+def dropped(filters: Sequence[PairFilter], rows: Tensor, keys: Tensor | slice) -> Tensor:
+    """Whether a filter drops the pairs of ``rows`` with ``keys``, which broadcast."""
+    result = torch.zeros((), dtype=torch.bool, device=rows.device)
+    for f in filters:
+        same = f.query_ids[rows] == f.key_ids[keys]
+        result = result | (~same if f.keep == "same" else same)
+    return result
+
+
+def _count_same(query_ids: Tensor, key_ids: Tensor) -> Tensor:
+    """How many keys have the query's id, [m]."""
+    ordered = key_ids.sort().values
+    up_to = torch.searchsorted(ordered, query_ids, right=True)
+    return up_to - torch.searchsorted(ordered, query_ids)
+
+
+def _joint(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """One id for each pair of ids, of queries [m] and of keys [N]."""
+    sizes = [len(ids) for ids in first]
+    dense = [torch.cat(ids).unique(return_inverse=True)[1] for ids in (first, second)]
+    queries, keys = (dense[0] * sum(sizes) + dense[1]).split(sizes)
+    return queries, keys
