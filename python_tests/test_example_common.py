@@ -23,17 +23,17 @@ from tools.soak import differences
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_save_that_dies_leaves_the_last_checkpoint(tmp_path, monkeypatch, call):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"epoch": 1})
+    checkpoint.save(path, {"kind": "test", "epoch": 1})
 
     def die(*_):
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(os, call, die)
-        checkpoint.save(path, {"epoch": 2})
-    assert checkpoint.load(path) == {"epoch": 1}
-    checkpoint.save(path, {"epoch": 3})
-    assert checkpoint.load(path) == {"epoch": 3}
+        checkpoint.save(path, {"kind": "test", "epoch": 2})
+    assert checkpoint.load(path, "test") == {"kind": "test", "epoch": 1}
+    checkpoint.save(path, {"kind": "test", "epoch": 3})
+    assert checkpoint.load(path, "test") == {"kind": "test", "epoch": 3}
 
 
 def test_a_folder_that_can_be_written_is_left_empty(tmp_path):

@@ -18,7 +18,7 @@ from cl_kernels.mining import mine_hard_negatives
 from examples.sbert import data, mining, python_code
 from examples.sbert.config import make_config
 from examples.sbert.data import Corpus, DataError, Pairs
-from examples.sbert.encoder import load_encoder, make_encoder
+from examples.sbert.encoder import EncoderError, load_encoder, make_encoder
 from examples.sbert.evaluate import METRICS, scores, tfidf
 from examples.sbert.networks import Bag, Transformer
 from examples.sbert.text import token_ids, train_tokenizer, words
@@ -91,7 +91,7 @@ def test_an_exported_encoder_encodes_the_same(name, tmp_path):
         "tokenizer.json",
     ]
     assert torch.equal(load_encoder(tmp_path).encode(TEXTS), encoder.encode(TEXTS))
-    with pytest.raises(FileNotFoundError, match="holds no encoder"):
+    with pytest.raises(EncoderError, match="holds no encoder"):
         load_encoder(tmp_path / "elsewhere")
 
 
@@ -241,7 +241,7 @@ def test_hugging_face_data_sets_from_disk(tmp_path):
 def test_a_data_set_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):
-        data.load(str(tmp_path / "nothing"), tmp_path)
+        data.load("nothing", tmp_path)
 
 
 # Mining and metrics

@@ -12,6 +12,7 @@ pytest.importorskip("sklearn")
 
 from examples.common import checkpoint
 from examples.common.guards import NonFiniteLoss
+from examples.common.lock import hold
 from examples.simclr import memory, report
 from examples.simclr.__main__ import main
 from examples.simclr.config import make_config
@@ -144,7 +145,7 @@ def test_resume_after_an_interrupted_epoch_is_exact(tmp_path):
     assert second.epoch == 2
     second.run(path)
     assert_same(outcome(second), uninterrupted)
-    assert_same(checkpoint.load(path)["model"], uninterrupted["model"])
+    assert_same(checkpoint.load(path, "SimCLR")["model"], uninterrupted["model"])
 
 
 def interrupt(loss):
@@ -163,11 +164,13 @@ def test_half_a_file_beside_the_checkpoint_is_ignored(tmp_path):
     trainer = make_trainer(epochs=2)
     trainer.train_epoch()
     checkpoint.save(path, trainer.state_dict())
-    path.with_name("checkpoint.pt.partial").write_bytes(path.read_bytes()[:1000])
+    for half in ("checkpoint.pt.partial", "checkpoint.pt.7-abc.partial"):
+        path.with_name(half).write_bytes(path.read_bytes()[:1000])
     resumed = make_trainer(epochs=2)
-    resumed.resume(path)
-    resumed.run(path)
-    assert checkpoint.load(path)["history"] == resumed.history
+    with hold(tmp_path):  # who has the folder may delete what dead runs left there
+        resumed.resume(path)
+        resumed.run(path)
+    assert checkpoint.load(path, "SimCLR")["history"] == resumed.history
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -196,6 +199,13 @@ def test_other_images_are_refused(tmp_path):
     more = Trainer(make_config(SMALL), torch.rand(120, 1, 8, 8))
     with pytest.raises(checkpoint.CheckpointError, match=r"training_images is \[100, 1, 8, 8\]"):
         more.resume(path)
+    other, grouped = make_trainer(), make_trainer(groups=torch.arange(100) // 2)
+    other = Trainer(other.config, other.images.clone().index_fill_(0, torch.tensor([7]), 0.5))
+    for trainer in (other, grouped):
+        with pytest.raises(
+            checkpoint.CheckpointError, match=r"run: images_sha256 is '[0-9a-f]+' t"
+        ):
+            trainer.resume(path)
 
 
 def test_the_command_refuses_and_starts_over_when_told(tmp_path, capsys):
@@ -204,4 +214,4 @@ def test_the_command_refuses_and_starts_over_when_told(tmp_path, capsys):
     assert main([*arguments, "--seed", "3"]) == 2
     assert "seed is 0 there and 3 here" in capsys.readouterr().err
     assert main([*arguments, "--seed", "3", "--fresh"]) == 0
-    assert checkpoint.load(tmp_path / "checkpoint.pt")["settings"]["seed"] == 3
+    assert checkpoint.load(tmp_path / "checkpoint.pt", "SimCLR")["settings"]["seed"] == 3

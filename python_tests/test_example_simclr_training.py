@@ -224,7 +224,7 @@ def test_scalars_reach_tensorboard_once_each_after_a_resume(tmp_path):
         trainer = make_trainer()
         path = tmp_path / "checkpoint.pt"
         if path.exists():
-            trainer.load_state_dict(checkpoint.load(path))
+            trainer.load_state_dict(checkpoint.load(path, "SimCLR"))
         trainer.config = make_config({**SMALL, "epochs": epochs})
         with tensorboard(tmp_path / "scalars", trainer.epoch * trainer.steps) as log:
             trainer.run(path, monitor=lambda model: {"k-NN accuracy": 0.5}, log=log)

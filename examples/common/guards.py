@@ -5,18 +5,44 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 Ids = Iterable[int] | Tensor
+LINE = 300
 NAMED_IDS = 16  # of a batch, in a message; all of them are in the file that ``save`` writes
 
 
 class OutputError(Exception):
     """Results could not be written; the message says where and why."""
+
+
+@contextmanager
+def writing(path: Path, errors: type[Exception] = Exception) -> Iterator[None]:
+    """Around what writes ``path``: ``errors`` end as ``OutputError``.
+
+    Writers of tensors, indices and plots have errors of their own: where nothing but writing is
+    done they all count. Around code that computes as well name ``OSError``.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except errors as error:
+        raise OutputError(
+            f"{path} cannot be written ({one_line(error)}); make room, and the same command goes "
+            "on from the last checkpoint"
+        ) from error
+
+
+def one_line(error: object) -> str:
+    """A message without line breaks, cut to some 300 characters; never empty."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LINE else text[: LINE - 3] + "..."
 
 
 def check_output_folder(folder: Path, needed_bytes: int) -> None:
@@ -69,7 +95,8 @@ class NonFiniteLoss(FloatingPointError):
         path = folder / "nonfinite.json"
         good = None if self.checkpoint is None else str(self.checkpoint)
         record = {"error": str(self), "step": self.step, "checkpoint": good, "ids": self.ids}
-        path.write_text(json.dumps(record) + "\n")
+        with writing(path):
+            path.write_text(json.dumps(record) + "\n")
         return path
 
 

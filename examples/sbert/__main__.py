@@ -9,17 +9,34 @@ from pathlib import Path
 import torch
 
 from examples.common.checkpoint import CheckpointError
-from examples.common.guards import NonFiniteLoss, OutputError, check_output_folder
+from examples.common.guards import (
+    NonFiniteLoss,
+    OutputError,
+    check_output_folder,
+    one_line,
+    writing,
+)
+from examples.common.lock import LockError, hold
 from examples.sbert import mining
 from examples.sbert.config import Config, make_config
 from examples.sbert.data import Corpus, DataError, load
-from examples.sbert.encoder import load_encoder, make_encoder
+from examples.sbert.encoder import EncoderError, load_encoder, make_encoder
 from examples.sbert.evaluate import evaluate
 from examples.sbert.index import ENCODER, SearchError, search
 from examples.sbert.report import write_report
 from examples.sbert.train import Trainer
 
 RUNS = Path("runs/sbert")
+ERRORS = (
+    CheckpointError,
+    DataError,
+    EncoderError,
+    LockError,
+    OSError,
+    OutputError,
+    SearchError,
+    ValueError,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,11 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     given = {s.name: getattr(options, s.name) for s in fields(Config) if hasattr(options, s.name)}
-    errors = (CheckpointError, DataError, OSError, OutputError, SearchError, ValueError)
     try:
         print(COMMANDS[options.command](make_config(given, quick=options.quick), options))
-    except errors as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except ERRORS as error:
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:
         print(f"{parser.prog}: stopped: {error}", file=sys.stderr)
@@ -76,23 +92,27 @@ def train(config: Config, options: argparse.Namespace) -> str:
     corpus, folder = _corpus(config), _folder(config, options)
     trainer = Trainer(config, corpus.train, lambda encoder: evaluate(encoder, corpus.heldout))
     check_output_folder(folder, trainer.disk_bytes())
-    path = folder / "checkpoint.pt"
-    if options.fresh:
-        path.unlink(missing_ok=True)
-    if path.exists():
-        trainer.resume(path)
-        print(f"resumed {path} after epoch {trainer.epoch} of {trainer.epochs}")
-    try:
-        trainer.run(path)
-    except NonFiniteLoss as error:
-        places = ", ".join(corpus.train.places[i] for i in error.ids[:3])
-        print(f"all ids are in {error.save(folder)}; the first pairs: {places}", file=sys.stderr)
-        raise
-    return write_report(trainer, corpus, folder)
+    with hold(folder), writing(folder, OSError):
+        path = folder / "checkpoint.pt"
+        if options.fresh:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            trainer.resume(path)
+            print(f"resumed {path} after epoch {trainer.epoch} of {trainer.epochs}")
+        try:
+            trainer.run(path)
+        except NonFiniteLoss as error:
+            places = ", ".join(corpus.train.places[i] for i in error.ids[:3])
+            where = error.save(folder)
+            print(f"all ids are in {where}; the first pairs: {places}", file=sys.stderr)
+            raise
+        return write_report(trainer, corpus, folder)
 
 
 def mine(config: Config, options: argparse.Namespace) -> str:
     """Mines negatives for the training pairs with the run's encoder, or with an untrained one."""
+    if options.samples < 0:
+        raise ValueError(f"samples: expected at least 0, got {options.samples}")
     pairs = _corpus(config).train
     folder = _folder(config, options) / ENCODER
     if folder.exists():

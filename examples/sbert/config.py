@@ -51,10 +51,15 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("dim", "max_tokens", "layers", "heads", "epochs", "batch_size", "negatives"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("pairs", "hard_epochs", "chunk", "relative_margin"):
+        for name in ("pairs", "hard_epochs", "chunk"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("learning_rate", "hard_learning_rate", "temperature"):
             self._check(name, 0 < getattr(self, name) < float("inf"), "a positive number")
+        self._check("relative_margin", 0 <= self.relative_margin < float("inf"), "at least 0")
+        self._check("seed", 0 <= self.seed < 2**63, "at least 0 and below 2^63")
+        if self.encoder == "transformer":
+            divided = self.dim % self.heads == 0
+            self._check("dim", divided, f"a multiple of the {self.heads} heads")
         for name in ("warmup", "dropout"):
             self._check(name, 0 <= getattr(self, name) < 1, "a share in [0, 1)")
         self._check("heldout", 0 < self.heldout < 1, "a share in (0, 1)")

@@ -11,6 +11,7 @@ import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 
+from examples.common.guards import one_line
 from examples.sbert import python_code
 from examples.sbert.python_code import Pair
 from examples.sbert.text import words
@@ -81,6 +82,8 @@ def load(
         pairs = python_code.gather(cache)
     elif Path(dataset).is_file():
         pairs = list(_tab_separated(Path(dataset), columns))
+    elif _means_a_file(dataset):
+        raise DataError(f"dataset: expected a file or a data set, got {dataset}: no such file")
     else:
         pairs = list(_hugging_face(dataset, columns))
     unique = list(_unique(pairs))
@@ -100,6 +103,16 @@ def load(
             f"{len(held)} held out: there must be two of each at least"
         )
     return Corpus(train, held, dropped)
+
+
+def _means_a_file(name: str) -> bool:
+    """Whether a name that is no file was meant to be: no hub is asked for what is a typing error.
+
+    Data sets are called ``name`` or ``owner/name``, perhaps with a version such as ``-v1.0``.
+    """
+    path = Path(name)
+    nowhere = path.is_absolute() or name.startswith((".", "~"))
+    return not path.exists() and (nowhere or path.suffix[1:].isalpha())
 
 
 def _subset(pairs: list[Pair], groups: Tensor, index: list[int]) -> Pairs:
@@ -134,23 +147,44 @@ def _groups(pairs: list[Pair]) -> Tensor:
 
 
 def _tab_separated(path: Path, columns: tuple[str, str]) -> Iterator[Pair]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        first = next(rows, [])
-        if all(columns):
-            places = _find(columns, first, path)
-        elif len(first) == 2:
-            places = (0, 1)
-            yield _pair(first[0], first[1], 1)
-        else:
-            raise DataError(
-                f"{path} has {len(first)} columns ({', '.join(first)}); name two of its first line "
-                "with --query-column and --document-column"
-            )
-        for number, row in enumerate(rows, 2):
-            if len(row) <= max(places):
-                raise DataError(f"{path}, line {number}: expected {len(first)} columns, got {row}")
-            yield _pair(row[places[0]], row[places[1]], number)
+    rows = _rows(path)
+    first = next(rows, [])
+    if all(columns):
+        places = _find(columns, first, path)
+    elif len(first) == 2:
+        places = (0, 1)
+        yield _pair(first[0], first[1], 1)
+    else:
+        raise DataError(
+            f"{path} has {len(first)} columns ({', '.join(first)}); name two of its first line "
+            "with --query-column and --document-column"
+        )
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(first):
+            raise DataError(f"{path}, line {number}: expected {len(first)} columns, got {len(row)}")
+        yield _pair(row[places[0]], row[places[1]], number)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    reader = csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        yield from reader
+    except csv.Error as error:  # a field of more than 128 KiB is no text to embed
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    # What is not UTF-8 is let through at first, to be found with its line.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: expected UTF-8, got other bytes from character "
+                    f"{error.start + 1} on"
+                ) from error
+            yield line
 
 
 def _hugging_face(name: str, columns: tuple[str, str]) -> Iterator[Pair]:
@@ -185,7 +219,9 @@ def _open(name: str) -> Any:
     try:
         return datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:
-        raise DataError(f"{name} is neither a file nor a data set that loads: {error}") from error
+        raise DataError(
+            f"{name} is neither a file nor a data set that loads: {one_line(error)}"
+        ) from error
 
 
 def _find(columns: tuple[str, str], there: list[str], name: Any) -> tuple[int, int]:

@@ -11,11 +11,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from examples.common.fingerprint import fingerprint
+from examples.common.guards import one_line
 from examples.sbert.config import Config
 from examples.sbert.networks import Bag, Transformer, occurrences
 from examples.sbert.text import PAD, token_ids, train_tokenizer
 
 WEIGHTS, SETTINGS, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+class EncoderError(Exception):
+    """An encoder on disk is missing or damaged; the message says which."""
 
 
 class TextEncoder(nn.Module):
@@ -55,6 +61,14 @@ class TextEncoder(nn.Module):
         self.train(training)
         return F.normalize(torch.cat(parts), dim=1)
 
+    def fingerprint(self) -> str:
+        """Of all that its embeddings depend on; the same before ``save`` and after loading."""
+        weights = sorted(self.network.state_dict().items())
+        return fingerprint([*self._described(), *(part for pair in weights for part in pair)])
+
+    def _described(self) -> list[str]:
+        return [json.dumps(self.settings, sort_keys=True), self.tokenizer.to_str()]
+
     def save(self, folder: Path) -> None:
         """Weights as safetensors, settings and tokenizer as JSON; nothing of the training."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,18 +105,26 @@ def load_encoder(folder: Path) -> TextEncoder:
     """Reads what ``save`` wrote.
 
     Raises:
-        FileNotFoundError: No encoder is there.
+        EncoderError: No encoder is there, or a damaged one.
     """
-    if (folder / "modules.json").exists():
-        from examples.sbert.pretrained import PretrainedEncoder
+    try:
+        if (folder / "modules.json").exists():
+            from examples.sbert.pretrained import PretrainedEncoder
 
-        return PretrainedEncoder.load(str(folder))
-    if not (folder / WEIGHTS).exists():
-        raise FileNotFoundError(f"{folder} holds no encoder; `train` writes one")
-    settings = json.loads((folder / SETTINGS).read_text())
-    network = _network(settings)
-    network.load_state_dict(load_file(folder / WEIGHTS))
-    return TextEncoder(Tokenizer.from_file(str(folder / TOKENIZER)), network, settings).eval()
+            return PretrainedEncoder.load(str(folder))
+        if not (folder / WEIGHTS).exists():
+            raise EncoderError(f"{folder} holds no encoder; `train` writes one")
+        settings = json.loads((folder / SETTINGS).read_text())
+        network = _network(settings)
+        network.load_state_dict(load_file(folder / WEIGHTS))
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except EncoderError:
+        raise
+    except Exception as error:  # each of the formats has its own
+        raise EncoderError(
+            f"{folder} holds a damaged encoder ({one_line(error)}); `train` writes it anew"
+        ) from error
+    return TextEncoder(tokenizer, network, settings).eval()
 
 
 def _network(settings: dict[str, Any], idf: Tensor | None = None) -> nn.Module:

@@ -81,5 +81,8 @@ class PretrainedEncoder(TextEncoder):
         ids, mask = ids[:, :longest], mask[:, :longest]
         return self.network({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
 
+    def _described(self) -> list[str]:
+        return [f"at most {self.network.max_seq_length} tokens"]
+
     def save(self, folder: Path) -> None:
         self.network.save(str(folder), create_model_card=False)  # type: ignore[operator]

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import platform
 import re
 import sysconfig
@@ -55,7 +56,7 @@ def gather(cache: Path) -> list[Pair]:
         for pair in _pairs(file, _module(name, file))
     ]
     cache.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # runs share the cache
     partial.write_text(json.dumps(pairs))
     partial.replace(path)
     return pairs

@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from cl_kernels import PairFilter, info_nce
 from cl_kernels.grad_cache import GradCache
 from examples.common import checkpoint
+from examples.common.fingerprint import fingerprint
 from examples.common.guards import check_finite, check_finite_weights
 from examples.sbert.config import Config
 from examples.sbert.data import Pairs
@@ -34,6 +34,8 @@ class Trainer:
             the history.
     """
 
+    kind = "SBERT"  # of its checkpoints
+
     def __init__(
         self,
         config: Config,
@@ -48,6 +50,7 @@ class Trainer:
             )
         self.config = config
         self.pairs = pairs
+        self.fingerprint = fingerprint([*pairs.queries, *pairs.documents, pairs.groups])
         self.monitor = monitor
         self.device = torch.device(config.device)
         self.encoder = make_encoder(config, [*pairs.queries, *pairs.documents])
@@ -162,12 +165,16 @@ class Trainer:
 
     def settings(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be continued."""
-        texts = zlib.crc32("\0".join([*self.pairs.queries, *self.pairs.documents]).encode())
-        return {**asdict(self.config), "training_pairs": len(self.pairs), "texts_crc32": texts}
+        return {
+            **asdict(self.config),
+            "training_pairs": len(self.pairs),
+            "texts_sha256": self.fingerprint,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
         return {
+            "kind": self.kind,
             "settings": self.settings(),
             "encoder": self.encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -198,9 +205,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Loads the checkpoint at ``path``, if it belongs to this run."""
-        state = checkpoint.load(path)
-        checkpoint.check_same(path, state["settings"], self.settings())
-        self.load_state_dict(state)
+        checkpoint.resume(path, self)
         self.saved = path
 
     def run(self, path: Path) -> None:

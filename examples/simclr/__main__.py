@@ -9,7 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from examples.common.checkpoint import CheckpointError
-from examples.common.guards import NonFiniteLoss, OutputError, check_output_folder
+from examples.common.guards import (
+    NonFiniteLoss,
+    OutputError,
+    check_output_folder,
+    one_line,
+    writing,
+)
+from examples.common.lock import LockError, hold
 from examples.simclr.compare import ArmError, compare
 from examples.simclr.config import Config, make_config
 from examples.simclr.data import DataError, Images, load
@@ -17,6 +24,17 @@ from examples.simclr.evaluate import monitor
 from examples.simclr.memory import parse_size
 from examples.simclr.scalars import tensorboard
 from examples.simclr.train import Trainer
+
+ERRORS = (
+    ArmError,
+    CheckpointError,
+    DataError,
+    ImportError,
+    LockError,
+    OSError,
+    OutputError,
+    ValueError,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = make_config(given, quick=options.quick)
         print(run(config, options))
-    except (ArmError, CheckpointError, DataError, ImportError, OutputError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except ERRORS as error:
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:
         print(f"{parser.prog}: stopped: {error}", file=sys.stderr)
@@ -76,16 +94,22 @@ def run(config: Config, options: argparse.Namespace) -> str:
     trainer = Trainer(config, images.train, images.train_groups)
     folder = options.out or Path("runs/simclr", config.data + "-quick" * options.quick)
     check_output_folder(folder, trainer.disk_bytes())
-    if options.compare:
-        return compare(config, images, options.root, folder / "compare", budget)
+    with hold(folder), writing(folder, OSError):
+        if options.compare:
+            return compare(config, images, options.root, folder / "compare", budget)
+        return train(trainer, images, folder, options)
+
+
+def train(trainer: Trainer, images: Images, folder: Path, options: argparse.Namespace) -> str:
+    """Trains, or continues, and reports; returns the text to print."""
     path = folder / "checkpoint.pt"
     if options.fresh:
         path.unlink(missing_ok=True)
     if path.exists():
         trainer.resume(path)
-        print(f"resumed {path} after epoch {trainer.epoch} of {config.epochs}")
+        print(f"resumed {path} after epoch {trainer.epoch} of {trainer.config.epochs}")
     try:
-        train(trainer, images, path, options)
+        to_the_end(trainer, images, path, options)
     except NonFiniteLoss as error:
         print(f"all ids of the batch are in {error.save(folder)}", file=sys.stderr)
         raise
@@ -96,7 +120,7 @@ def run(config: Config, options: argparse.Namespace) -> str:
     return write_report(trainer, images, folder)
 
 
-def train(trainer: Trainer, images: Images, path: Path, options: argparse.Namespace) -> None:
+def to_the_end(trainer: Trainer, images: Images, path: Path, options: argparse.Namespace) -> None:
     """Trains to the end, watched as the options ask."""
     scalars = path.parent / "tensorboard"
     begin = trainer.epoch * trainer.steps

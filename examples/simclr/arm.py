@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from examples.common.guards import one_line
+from examples.common.lock import hold
 from examples.simclr.config import Config
 from examples.simclr.data import load
 from examples.simclr.memory import PeakMemory
@@ -36,9 +38,10 @@ def run(config: dict[str, Any], root: str | None, out: str | None) -> dict[str, 
             trainer.train_step(torch.arange(settings.batch_size))
         return {"peak_bytes": memory.bytes()}
     path = Path(out, "checkpoint.pt")
-    if path.exists():
-        trainer.resume(path)
-    trainer.run(path)
+    with hold(path.parent):
+        if path.exists():
+            trainer.resume(path)
+        trainer.run(path)
     steps = settings.epochs * trainer.steps
     return {
         "peak_bytes": memory.bytes(),
@@ -53,4 +56,4 @@ if __name__ == "__main__":
     try:
         print(json.dumps(run(**json.loads(sys.argv[1]))))
     except Exception as error:
-        sys.exit(f"{error}")
+        sys.exit(one_line(error))

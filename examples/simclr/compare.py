@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from examples.common import checkpoint
+from examples.common.fingerprint import fingerprint
 from examples.simclr.config import Config
 from examples.simclr.data import Images
 from examples.simclr.evaluate import encode, evaluate
 from examples.simclr.memory import show_size
 from examples.simclr.model import make_model
+from examples.simclr.train import Trainer
 
 SMALLEST = 64  # pairs
 BISECTIONS = 2
@@ -101,16 +103,26 @@ def _chunk(side: dict[str, Any]) -> str:
 def _train(config: Config, images: Images, root: Path | None, folder: Path) -> dict[str, Any]:
     out = folder / f"{config.loss}-{config.batch_size}"
     out.mkdir(parents=True, exist_ok=True)
-    done, settings = out / "arm.json", asdict(config)
-    if done.exists() and (result := json.loads(done.read_text()))["settings"] == settings:
+    done = out / "arm.json"
+    data = fingerprint([images.train, images.train_groups, images.heldout, images.heldout_labels])
+    settings = asdict(config) | {"images_sha256": data}
+    if (result := _finished(done)) and result["settings"] == settings:
         return result
     result = {"settings": settings, **_arm(config, root, out)}
     model = make_model(config, images.train.shape[1])
-    model.load_state_dict(checkpoint.load(out / "checkpoint.pt")["model"])
+    model.load_state_dict(checkpoint.load(out / "checkpoint.pt", Trainer.kind)["model"])
     scores = evaluate(encode(model, images.heldout), images)
     result["scores"] = {name: score.mean for name, score in scores.items()}
     done.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _finished(done: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote; None where it was killed before or meanwhile."""
+    try:
+        return json.loads(done.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _arm(config: Config, root: Path | None, out: Path | None = None) -> dict[str, Any]:

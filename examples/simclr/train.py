@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cl_kernels import GradCache
 from examples.common import checkpoint
+from examples.common.fingerprint import fingerprint
 from examples.common.guards import check_finite, check_finite_weights
 from examples.simclr.augment import make_augmentation
 from examples.simclr.collapse import embedding_health, warning
@@ -38,6 +39,8 @@ class Trainer:
             image of its group, and images of one group are no negatives of each other.
     """
 
+    kind = "SimCLR"  # of its checkpoints
+
     def __init__(self, config: Config, images: Tensor, groups: Tensor | None = None) -> None:
         self.steps = len(images) // config.batch_size  # an epoch's; the incomplete batch is left
         if self.steps == 0:
@@ -45,6 +48,7 @@ class Trainer:
         self.config = config
         self.images = images
         self.groups = groups
+        self.fingerprint = fingerprint([images, groups])
         self.partners = None if groups is None else Partners(groups)
         self.device = torch.device(config.device)
         self.model = make_model(config, images.shape[1])
@@ -133,11 +137,16 @@ class Trainer:
 
     def settings(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be continued."""
-        return {**asdict(self.config), "training_images": list(self.images.shape)}
+        return {
+            **asdict(self.config),
+            "training_images": list(self.images.shape),
+            "images_sha256": self.fingerprint,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
         return {
+            "kind": self.kind,
             "settings": self.settings(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -165,9 +174,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Loads the checkpoint at ``path``, if it belongs to this run."""
-        state = checkpoint.load(path)
-        checkpoint.check_same(path, state["settings"], self.settings())
-        self.load_state_dict(state)
+        checkpoint.resume(path, self)
         self.saved = path
 
     def run(
