@@ -32,6 +32,7 @@ def start(folder):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
 
@@ -65,9 +66,9 @@ def test_the_lock_of_a_killed_run_is_taken_over_and_its_halves_deleted(tmp_path,
 
 def test_whether_a_run_of_another_host_lives_is_not_guessed(tmp_path):
     (tmp_path / NAME).write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "then"}))
-    with pytest.raises(LockError, match=r"on another host .*elsewhere.* delete .*run\.lock"):
-        with hold(tmp_path):
-            pass
+    said = r"on another host .*elsewhere.* delete .*run\.lock"
+    with pytest.raises(LockError, match=said), hold(tmp_path):
+        pass
     assert (tmp_path / NAME).exists()
 
 

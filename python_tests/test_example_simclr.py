@@ -202,9 +202,7 @@ def test_other_images_are_refused(tmp_path):
     other, grouped = make_trainer(), make_trainer(groups=torch.arange(100) // 2)
     other = Trainer(other.config, other.images.clone().index_fill_(0, torch.tensor([7]), 0.5))
     for trainer in (other, grouped):
-        with pytest.raises(
-            checkpoint.CheckpointError, match=r"run: images_sha256 is '[0-9a-f]+' t"
-        ):
+        with pytest.raises(checkpoint.CheckpointError, match=r"run: images_sha256 is '\w{16}' t"):
             trainer.resume(path)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -175,7 +176,34 @@ def static_graph(rank):
         GradCache(DDP(encoder(), static_graph=True), Loss(), chunk_size=4)(*mine)
 
 
-SCENARIOS = [shared_encoder, two_encoders, accumulation, detached_side, buffers, static_graph]
+def a_loss_that_is_not_finite(rank):
+    """All ranks end, whichever it was, also in a call that reduces nothing; then they go on."""
+    (x, y), _ = data(rank)
+    ddp = DDP(encoder())
+    for bad in (0, 1):
+        said = "a finite number, got nan" if rank == bad else f"another on rank {bad}"
+        cache = GradCache(ddp, lambda x, y, bad=bad: spoiled(x, y, rank == bad), chunk_size=4)
+        for context in (nullcontext(), ddp.no_sync()):
+            with context, pytest.raises(FloatingPointError, match=f"loss: expected .*{said}"):
+                cache(x, y)
+            assert all(p.grad is None for p in ddp.parameters())
+    shared_encoder(rank)
+
+
+def spoiled(x, y, really):
+    loss = textbook.info_nce(x, y, temperature=0.3)
+    return loss * torch.nan if really else loss
+
+
+SCENARIOS = [
+    shared_encoder,
+    two_encoders,
+    accumulation,
+    detached_side,
+    buffers,
+    static_graph,
+    a_loss_that_is_not_finite,
+]
 
 
 def process(rank, folder):

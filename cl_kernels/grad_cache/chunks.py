@@ -73,6 +73,10 @@ def _parts(inputs: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
+def tensors(inputs: Any) -> Iterator[Tensor]:
+    return (part for part in _parts(inputs) if isinstance(part, Tensor))
+
+
 def _count_rows(name: str, inputs: Any) -> int:
     lengths = {len(part) for part in _parts(inputs) if _has_rows(part)}
     if not lengths:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +57,12 @@ class ModuleState:
                 setattr(part, name, buffer.copy_(value))  # the name may be bound to another by now
         for ddp, broadcast in self._broadcasts:
             ddp.require_forward_param_sync = broadcast
+
+
+def module_of(function: Callable[..., Any]) -> nn.Module | None:
+    """The module that a function is, or is a method of."""
+    owner = getattr(function, "__self__", function)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def ddp_parts(module: nn.Module | None) -> list[DistributedDataParallel]:

@@ -7,10 +7,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cl_kernels.checks import readable
-from cl_kernels.grad_cache.chunks import split
-from cl_kernels.grad_cache.replay import ModuleState, RandomStates, autocast_disabled, no_sync
+from cl_kernels.grad_cache.above import GraphAbove
+from cl_kernels.grad_cache.chunks import split, tensors
+from cl_kernels.grad_cache.failure import check_finite, parameters, undone_by_errors
+from cl_kernels.grad_cache.replay import (
+    ModuleState,
+    RandomStates,
+    autocast_disabled,
+    ddp_parts,
+    module_of,
+    no_sync,
+)
 from cl_kernels.grad_cache.tower import GetEmbedding, Tower
 
 Encoder = Callable[..., Any]
@@ -69,6 +79,12 @@ class GradCache:
     Other wrappers reduce as they do in any backward pass, here once a chunk. Under
     ``torch.no_grad()`` a call returns the loss and does nothing else.
 
+    With DDP, ranks look at each other's losses in an all-reduce of one number a call, so that one
+    that is not finite ends all of them; they must make the same number of calls.
+
+    Inputs and keyword arguments may have a graph above them, as the embeddings of another module
+    do: their gradients pass through it once, when all chunks are done.
+
     Random numbers of torch's global generators are replayed in the second encoding and are then
     where one forward pass would have left them, and so are buffers. BatchNorm normalises each
     chunk by the chunk's statistics, as when gradients are accumulated; parameters of a half type
@@ -124,15 +140,33 @@ class GradCache:
         Raises:
             TypeError, ValueError: The message names the argument, what was expected and what came.
                 No gradient was touched.
-            FloatingPointError: The loss is not finite. No gradient was touched. With an enabled
-                scaler this is not raised: the scaler skips such a step. A loss on a GPU is looked
-                at under ``cl_kernels.debug_checks()`` only, as that waits for the GPU.
-            RuntimeError: The second encoding of a chunk does not repeat the first. Like an
-                interruption, this leaves incomplete gradients in ``.grad``. On a GPU an encoder is
-                checked the first time that it is trained, and under ``debug_checks()``.
+            FloatingPointError: The loss is not finite, on this rank or another. No gradient was
+                touched. With an enabled scaler this is not raised: the scaler skips such a step. A
+                loss on a GPU is looked at under ``cl_kernels.debug_checks()`` only, as that waits
+                for the GPU.
+            RuntimeError: The second encoding of a chunk does not repeat the first. On a GPU an
+                encoder is checked the first time that it is trained, and under ``debug_checks()``.
+
+        After these, an encoder's own errors and interruptions, buffers and random numbers are as
+        before the call, and ``.grad`` is None where it was; gradients that were there already may
+        have been added to in part.
         """
+        above = GraphAbove()
+        inputs, loss_options = above.cut(inputs), above.cut(loss_options)
         towers = self._towers(inputs)
         states = {m: ModuleState(m) for m in (tower.module for tower in towers) if m is not None}
+        leaves = [*parameters([*states, module_of(self.loss)]), *tensors((inputs, loss_options))]
+        with undone_by_errors(states.values(), leaves):
+            loss = self._step(towers, states, loss_options)
+        above.backward()
+        return loss
+
+    def _step(
+        self,
+        towers: list[Tower],
+        states: dict[nn.Module, ModuleState],
+        loss_options: dict[str, Any],
+    ) -> Tensor:
         for tower in towers:
             tower.encode_all()
         embeddings = [x for tower in towers for x in tower.embeddings]
@@ -143,7 +177,8 @@ class GradCache:
         for module, state in states.items():
             if any(tower.module is module for tower in trained):
                 state.restore()
-        loss = self._backward_to_embeddings(embeddings, loss_options)
+        ddp = [part for tower in trained for part in tower.ddp] + ddp_parts(module_of(self.loss))
+        loss = self._backward_to_embeddings(embeddings, loss_options, ddp)
         _backward_to_encoders(trained)
         self._checked.update(tower.name for tower in trained)
         return loss
@@ -168,7 +203,10 @@ class GradCache:
         ]
 
     def _backward_to_embeddings(
-        self, embeddings: list[Tensor], loss_options: dict[str, Any]
+        self,
+        embeddings: list[Tensor],
+        loss_options: dict[str, Any],
+        ddp: list[DistributedDataParallel],
     ) -> Tensor:
         loss = _check_loss(self.loss(*embeddings, **loss_options))
         if not loss.requires_grad:
@@ -177,8 +215,8 @@ class GradCache:
                 "frozen or run under torch.no_grad()?"
             )
         scaler = self.scaler if self.scaler is not None and self.scaler.is_enabled() else None
-        if scaler is None and readable(loss) and not torch.isfinite(loss):
-            raise FloatingPointError(f"loss: expected a finite number, got {loss.item()}")
+        if scaler is None and readable(loss):
+            check_finite(loss, ddp)
         scaled = loss / self.accumulation_steps
         with autocast_disabled():
             (scaled if scaler is None else scaler.scale(scaled)).backward()

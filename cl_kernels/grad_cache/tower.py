@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from cl_kernels.checks import readable
 from cl_kernels.grad_cache.chunks import Chunk, as_index, take
-from cl_kernels.grad_cache.replay import RandomStates, autocast_disabled, ddp_parts, no_sync
+from cl_kernels.grad_cache.replay import (
+    RandomStates,
+    autocast_disabled,
+    ddp_parts,
+    module_of,
+    no_sync,
+)
 
 # Kernels with and without a graph differ by roundings; other random numbers differ by more.
 REPLAY_TOLERANCE = 0.05
@@ -33,8 +39,7 @@ class Tower:
         embedding_device: torch.device | None,
         must_check: bool,
     ) -> None:
-        owner = getattr(encoder, "__self__", encoder)
-        self.module = owner if isinstance(owner, nn.Module) else None
+        self.module = module_of(encoder)
         self.ddp = ddp_parts(self.module)
         if any(ddp.static_graph for ddp in self.ddp):
             raise ValueError(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 Ids = Iterable[int] | Tensor
-LINE = 300
 NAMED_IDS = 16  # of a batch, in a message; all of them are in the file that ``save`` writes
 
 
@@ -39,10 +38,10 @@ def writing(path: Path, errors: type[Exception] = Exception) -> Iterator[None]:
         ) from error
 
 
-def one_line(error: object) -> str:
-    """A message without line breaks, cut to some 300 characters; never empty."""
+def one_line(error: object, most: int = 300) -> str:
+    """A message without line breaks, cut to ``most`` characters; never empty."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LINE else text[: LINE - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def check_output_folder(folder: Path, needed_bytes: int) -> None:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(COMMANDS[options.command](make_config(given, quick=options.quick), options))
     except ERRORS as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(error, 2000)}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:
         print(f"{parser.prog}: stopped: {error}", file=sys.stderr)

@@ -49,8 +49,9 @@ class Config:
     device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
 
     def __post_init__(self) -> None:
-        for name in ("dim", "max_tokens", "layers", "heads", "epochs", "batch_size", "negatives"):
+        for name in ("max_tokens", "layers", "heads", "epochs", "batch_size", "negatives"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("dim", self.dim >= 2, "at least 2")  # it is drawn in the plane
         for name in ("pairs", "hard_epochs", "chunk"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("learning_rate", "hard_learning_rate", "temperature"):

@@ -46,6 +46,11 @@ class Config:
         for name in ("image_size", "epochs", "batch_size", "width", "stages", "projection"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if 2 ** min(self.stages - 1, 64) > self.image_size:
+            raise ValueError(
+                f"stages must leave a pixel of image_size {self.image_size}, which each after the "
+                f"first halves, got {self.stages}"
+            )
         if self.chunk < 0:
             raise ValueError(f"chunk must not be negative, got {self.chunk}")
         for name in ("learning_rate", "temperature"):

@@ -1,0 +1,46 @@
+"""Inputs that were computed from others: the graph above them is passed through once, at last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_kernels.grad_cache.replay import autocast_disabled
+
+
+class GraphAbove:
+    """Cuts tensors off their graphs and hands on the gradients that have gathered.
+
+    Each chunk has a backward pass of its own, and only one of them could pass through a graph that
+    they share.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a tensor may come twice
+
+    def cut(self, inputs: Any) -> Any:
+        """The inputs with a leaf in the place of every tensor that has a graph."""
+        if isinstance(inputs, Mapping):
+            return {key: self.cut(part) for key, part in inputs.items()}
+        if isinstance(inputs, tuple):
+            return tuple(self.cut(part) for part in inputs)
+        if isinstance(inputs, list) and any(map(_has_graph, inputs)):
+            return [self.cut(sample) for sample in inputs]
+        return self._leaf(inputs) if isinstance(inputs, Tensor) and _has_graph(inputs) else inputs
+
+    def _leaf(self, x: Tensor) -> Tensor:
+        return self._leaves.setdefault(id(x), (x, x.detach().requires_grad_()))[1]
+
+    def backward(self) -> None:
+        """One backward pass from all that was cut and got a gradient."""
+        reached = [(x, leaf.grad) for x, leaf in self._leaves.values() if leaf.grad is not None]
+        if reached:
+            with autocast_disabled():
+                torch.autograd.backward([x for x, _ in reached], [grad for _, grad in reached])
+
+
+def _has_graph(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.grad_fn is not None
