@@ -56,10 +56,11 @@ def _write_index(encoder: TextEncoder, parts: list[Pairs], folder: Path) -> tupl
     vectors = np.concatenate([encoder.encode(pairs.documents).numpy() for pairs in parts])
     index = usearch.Index(ndim=vectors.shape[1], metric="cos", dtype="f32")
     index.add(np.arange(len(vectors)), vectors)
-    index.save(str(folder / INDEX))
+    data = bytes(index.save())  # its own writer does not notice a disk that fills up at the end
+    (folder / INDEX).write_bytes(data)
     record = {
         "encoder": encoder.fingerprint(),
-        "index": fingerprint([(folder / INDEX).read_bytes()]),
+        "index": fingerprint([data]),
         "documents": documents,
     }
     (folder / DOCUMENTS).write_text(json.dumps(record))
