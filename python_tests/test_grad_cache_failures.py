@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cl_kernels import CSR
 from cl_kernels.grad_cache import GradCache
 from python_tests.towers import CHUNK, EXACT, ROWS, WIDTH, batch, encoder, gradients, loss_function
 
@@ -118,6 +119,20 @@ def test_gradients_pass_once_through_the_graph_above(form):
     GradCache(encode, loss_function, chunk_size=CHUNK)(given, given, y, temperature=scale)
     torch.testing.assert_close(gradients(trunk, module), expected, **EXACT)
     assert trunk.passes == 1
+
+
+def test_keyword_arguments_of_the_loss_keep_their_type():
+    trunk, module, y = Trunk(), encoder(), batch()
+    lists = CSR(torch.arange(ROWS + 1), torch.arange(ROWS))
+
+    def loss(x, positives, weight):
+        assert positives is lists
+        return (weight * x).sum()
+
+    loss(module(y), lists, trunk(y)[:, :5]).backward()
+    expected = gradients(trunk, module)
+    GradCache(module, loss, chunk_size=CHUNK)(y, positives=lists, weight=trunk(y)[:, :5])
+    torch.testing.assert_close(gradients(trunk, module), expected, **EXACT)
 
 
 def test_a_frozen_encoder_on_top_of_a_trained_trunk():

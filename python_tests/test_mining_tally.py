@@ -98,6 +98,18 @@ def test_competing_bounds_are_counted_when_asked_for_and_once(looked_at):
     assert held() is None
 
 
+def test_autocast_does_not_round_what_is_compared():
+    query, corpus = torch.randn(M, 64), torch.randn(2000, 64)
+
+    def mined():
+        bounds = {"max_score": 0.02, "min_score": 0.01, "num_negatives": 2000}
+        return mine_hard_negatives(query, corpus, torch.arange(M), **bounds).shortfall
+
+    plain = str(mined())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert str(mined()) == plain
+
+
 def test_an_interrupted_count_begins_anew(monkeypatch):
     query, corpus, _ = data()
     expected, again = (competing(query, corpus).shortfall for _ in range(2))

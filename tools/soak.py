@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = shlex.split("--no-report --device cpu --width 4 --batch-size 64 --epochs 60")
+LEFT = (".partial", ".lock")  # of which a run that came to its end leaves none
 TIMES = {"seconds"}  # entries of a checkpoint that may differ
 
 
@@ -81,6 +82,8 @@ def _check(process: subprocess.Popen, unbroken: Path, broken: Path) -> list[str]
     for file in files:
         if different := list(differences(_load(unbroken / file), _load(broken / file))):
             raise SoakError(f"{file} differs in {', '.join(different)}")
+    if left := sorted(path.name for path in broken.rglob("*") if path.name.endswith(LEFT)):
+        raise SoakError(f"kills left {', '.join(left)} behind")
     return files
 
 

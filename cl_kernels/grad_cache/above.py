@@ -29,9 +29,15 @@ class GraphAbove:
             return tuple(self.cut(part) for part in inputs)
         if isinstance(inputs, list) and any(map(_has_graph, inputs)):
             return [self.cut(sample) for sample in inputs]
-        return self._leaf(inputs) if isinstance(inputs, Tensor) and _has_graph(inputs) else inputs
+        return self._cut_tensor(inputs)
 
-    def _leaf(self, x: Tensor) -> Tensor:
+    def cut_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The same for keyword arguments of the loss: tensors only, containers keep their type."""
+        return {name: self._cut_tensor(value) for name, value in options.items()}
+
+    def _cut_tensor(self, x: Any) -> Any:
+        if not _has_graph(x):
+            return x
         return self._leaves.setdefault(id(x), (x, x.detach().requires_grad_()))[1]
 
     def backward(self) -> None:

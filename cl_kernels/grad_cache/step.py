@@ -79,8 +79,9 @@ class GradCache:
     Other wrappers reduce as they do in any backward pass, here once a chunk. Under
     ``torch.no_grad()`` a call returns the loss and does nothing else.
 
-    With DDP, ranks look at each other's losses in an all-reduce of one number a call, so that one
-    that is not finite ends all of them; they must make the same number of calls.
+    With DDP, ranks look at each other's losses wherever these are looked at, so that one that is
+    not finite ends all of them. It costs a call one all-reduce of a single number, a round trip
+    between the ranks; they must make the same number of calls.
 
     Inputs and keyword arguments may have a graph above them, as the embeddings of another module
     do: their gradients pass through it once, when all chunks are done.
@@ -152,7 +153,7 @@ class GradCache:
         have been added to in part.
         """
         above = GraphAbove()
-        inputs, loss_options = above.cut(inputs), above.cut(loss_options)
+        inputs, loss_options = above.cut(inputs), above.cut_options(loss_options)
         towers = self._towers(inputs)
         states = {m: ModuleState(m) for m in (tower.module for tower in towers) if m is not None}
         leaves = [*parameters([*states, module_of(self.loss)]), *tensors((inputs, loss_options))]

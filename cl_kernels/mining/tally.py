@@ -122,7 +122,8 @@ class CorpusTally:
         tally.removed["where"] -= rows[twice].bincount(minlength=len(queries))
         finite = self._is_finite()
         if bounds := tally.bounds[:-1] if finite else tally.bounds:
-            self._compare(known, bounds, finite)
+            with torch.autocast(queries.device.type, enabled=False):  # as in the search
+                self._compare(known, bounds, finite)
         tally.rest(tally.bounds[-1] if finite and tally.bounds else "non_finite", N)
         return tally.removed
 
@@ -140,25 +141,30 @@ class CorpusTally:
 
     def _compare(self, known: CSR, bounds: list[str], finite: bool) -> None:
         """Computes the scores, block by block."""
-        queries = self.tally.queries
-        survivors = self.tally.survivors
-        settled = known, as_csr("found", survivors, len(queries), len(self.corpus), queries.device)
+        count, N = len(self.tally.queries), len(self.corpus)
+        found = as_csr("found", self.tally.survivors, count, N, self.query.device)
         for begin, block in blocks(self.corpus, self.query.device):
             for first in range(0, len(block), _COLUMNS):
                 keys = self._rows(block[first : first + _COLUMNS])
                 columns = slice(begin + first, begin + first + len(keys))
-                here = [lists.between(columns.start, columns.stop) for lists in settled]
-                for index in torch.arange(len(queries), device=queries.device).split(_ROWS):
-                    scores = self._rows(self.query[queries[index]]) @ keys.T
-                    if self.filters:
-                        mask = dropped(self.filters, queries[index, None], columns)
-                        scores.masked_fill_(mask, torch.nan)
+                settled = [x.between(columns.start, columns.stop) for x in (known, found)]
+                for top in range(0, count, _ROWS):
+                    rows = slice(top, min(top + _ROWS, count))
+                    scores = self._open_scores(rows, columns, keys, settled)
                     if not finite:
                         scores.masked_fill_(scores.isinf(), torch.nan)
-                    for some in (lists.gather(index) for lists in here):
-                        scores[some.rows(), some.keys] = torch.nan
-                    rows = slice(int(index[0]), int(index[0]) + len(index))
                     self.tally.add(rows, scores, bounds)
+
+    def _open_scores(self, rows: slice, columns: slice, keys: Tensor, settled: list[CSR]) -> Tensor:
+        """Scores of a block [m, n], NaN where no bound removed the pair."""
+        queries = self.tally.queries[rows]
+        scores = self._rows(self.query[queries]) @ keys.T
+        if self.filters:
+            scores.masked_fill_(dropped(self.filters, queries[:, None], columns), torch.nan)
+        index = torch.arange(rows.start, rows.stop, device=queries.device)
+        for lists in (x.gather(index) for x in settled):
+            scores[lists.rows(), lists.keys] = torch.nan
+        return scores
 
     def _rows(self, x: Tensor) -> Tensor:
         x = x.to(accumulator(x))

@@ -1,5 +1,6 @@
 """TensorBoard scalars, where tensorboard is installed."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,5 +27,22 @@ def tensorboard(folder: Path, first_step: int) -> Iterator[Log | None]:
         for name, value in values.items():
             writer.add_scalar(name.replace(" ", "_"), value, step)
 
-    with SummaryWriter(str(folder), purge_step=first_step + 1) as writer:
+    writing = SummaryWriter(str(folder), purge_step=first_step + 1)
+    with _quiet_thread(), writing as writer:
         yield log
+
+
+@contextmanager
+def _quiet_thread() -> Iterator[None]:
+    """The writer's thread prints no traceback where it cannot write: the next ``log`` says it."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
