@@ -1,6 +1,8 @@
 """Both examples end in one line of their own, whatever they meet, and nothing good is lost."""
 
+import errno
 import json
+import os
 import pickle
 import sys
 
@@ -30,10 +32,11 @@ COMMANDS = ["simclr", "sbert"]
 ONE_EPOCH = {"epochs": 1, "hard_epochs": 0}
 
 
-def run(example, folder, *more):
-    """Exit status of a short training in ``folder / "run"``."""
+def run(example, folder, *more, report=False):
+    """Exit status of a short training in ``folder / "run"``; SBERT's always reports."""
     if example == "simclr":
-        small = ["--quick", "--device", "cpu", "--width", "4", "--epochs", "1", "--no-report"]
+        small = ["--quick", "--device", "cpu", "--width", "4", "--epochs", "1"]
+        small += ["--no-report"] * (not report)
         return simclr.main([*small, "--out", str(folder / "run"), *more])
     if not (folder / "pairs.tsv").exists():
         write_pairs(folder / "pairs.tsv", 120)
@@ -92,6 +95,23 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, small_disk):
         checkpoint.save(path, {"kind": "test", "weights": torch.zeros(2**14)})
     assert checkpoint.load(path, "test") == {"kind": "test"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("example", COMMANDS)
+def test_a_disk_that_is_full_when_the_report_is_written(tmp_path, capsys, monkeypatch, example):
+    """What the operating system says names no file: the folder is named."""
+    from examples.sbert import report as sbert_report
+    from examples.simclr import report as simclr_report
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(simclr_report.plots, "draw_all", full)
+    monkeypatch.setattr(simclr_report, "_loss_memory", lambda *_: {})
+    monkeypatch.setattr(sbert_report.plots, "plot_training", full)
+    assert run(example, tmp_path, report=True) == 2
+    assert f"{tmp_path / 'run'} cannot be written (" in said(capsys, example)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("example", COMMANDS)

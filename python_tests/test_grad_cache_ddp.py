@@ -3,6 +3,7 @@
 import copy
 import sys
 from contextlib import nullcontext
+from datetime import timedelta
 
 import pytest
 import torch
@@ -208,7 +209,8 @@ SCENARIOS = [
 
 def process(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
+    store, patience = f"file://{folder}/store", timedelta(minutes=1)  # a hang is a failure
+    dist.init_process_group("gloo", store, timeout=patience, rank=rank, world_size=RANKS)
     for scenario in SCENARIOS:
         torch.manual_seed(0)
         scenario(rank)
