@@ -11,16 +11,18 @@ from cl_kernels.pairs import PairFilter
 
 
 def count_dropped(filters: Sequence[PairFilter], rows: Tensor, num_keys: int) -> Tensor:
-    """How many of the N keys each query of ``rows`` [m] loses: [m], in O((m + N) log N)."""
-    if not filters:
-        return torch.zeros_like(rows)
-    first, *others = [(f.query_ids[rows], f.key_ids) for f in filters]
-    kept = _count_kept(filters[0].keep, torch.full_like(rows, num_keys), _count_same(*first))
-    for f, ids in zip(filters[1:], others, strict=True):
-        both = _count_same(*_joint(first, ids))
-        same = _count_same(*ids)
-        # Of the keys that the second filter is about, those that the first keeps.
-        kept = _count_kept(f.keep, kept, _count_kept(filters[0].keep, same, both))
+    """How many of the N keys each query of ``rows`` [m] loses to at most two filters: [m].
+
+    It takes O((m + N) log N).
+    """
+    kept = torch.full_like(rows, num_keys)
+    ids = [(f.query_ids[rows], f.key_ids) for f in filters]
+    if filters:
+        kept = _count_kept(filters[0].keep, kept, _count_same(*ids[0]))
+    if len(filters) == 2:
+        both, second = _count_same(*_joint(*ids)), _count_same(*ids[1])
+        # Of the keys with the second filter's id, those that the first keeps.
+        kept = _count_kept(filters[1].keep, kept, _count_kept(filters[0].keep, second, both))
     return num_keys - kept
 
 
