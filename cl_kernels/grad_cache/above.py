@@ -19,7 +19,7 @@ class GraphAbove:
     """
 
     def __init__(self) -> None:
-        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a tensor may come twice
+        self._cut: list[tuple[Tensor, Tensor]] = []  # tensors and their leaves
 
     def cut(self, inputs: Any) -> Any:
         """The inputs with a leaf in the place of every tensor that has a graph."""
@@ -38,11 +38,12 @@ class GraphAbove:
     def _cut_tensor(self, x: Any) -> Any:
         if not _has_graph(x):
             return x
-        return self._leaves.setdefault(id(x), (x, x.detach().requires_grad_()))[1]
+        self._cut.append((x, x.detach().requires_grad_()))
+        return self._cut[-1][1]
 
     def backward(self) -> None:
         """One backward pass from all that was cut and got a gradient."""
-        reached = [(x, leaf.grad) for x, leaf in self._leaves.values() if leaf.grad is not None]
+        reached = [(x, leaf.grad) for x, leaf in self._cut if leaf.grad is not None]
         if reached:
             with autocast_disabled():
                 torch.autograd.backward([x for x, _ in reached], [grad for _, grad in reached])
