@@ -46,15 +46,12 @@ def as_alike(**embeddings: Tensor) -> tuple[Tensor, ...]:
     Under autocast dtypes may differ, as they may there in torch's own products: the widest counts.
     """
     (like_name, like), *others = embeddings.items()
-    dtypes = {x.dtype for x in embeddings.values()}
-    if len(dtypes) > 1 and autocast_dtype(like.device) is not None:
-        widest = reduce(torch.promote_types, dtypes)
-        like, *others = (x.to(widest) for x in embeddings.values())
-        others = zip(list(embeddings)[1:], others, strict=True)
-    others = list(others)
+    if any(x.dtype != like.dtype for _, x in others) and autocast_dtype(like.device) is not None:
+        widest = reduce(torch.promote_types, (x.dtype for x in embeddings.values()))
+        return as_alike(**{name: x.to(widest) for name, x in embeddings.items()})
     for name, x in others:
         check_matches(name, x, like_name, like)
-    return like, *(x for _, x in others)
+    return tuple(embeddings.values())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def mine_hard_negatives(
-    query: Tensor,
+    query: Tensor | numpy.ndarray,
     corpus: Tensor | numpy.ndarray,
     positives: Lists,
     *,
@@ -59,12 +59,13 @@ def mine_hard_negatives(
     hardest negatives. sentence-transformers counts ranks before it filters, positives included.
 
     Args:
-        query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64.
-        corpus: Embeddings, shape [N, D], same dtype: on the device of ``query``, or in host
-            memory, or a NumPy array or memory map (streamed to the device).
+        query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64; cast to the dtype
+            of the corpus where they differ.
+        corpus: Embeddings, shape [N, D]: on the device of ``query``, or in host memory, or a
+            NumPy array or memory map (streamed to the device).
         positives: Which documents are positives of each query: index tensor [M], [M, P] padded
-            with -1, or ``CSR``. They are never mined. Copies of them under another index may be;
-            drop those with ``where`` and hashes of the texts.
+            with -1, ``CSR``, a boolean [M, N], or Python lists. They are never mined. Copies of
+            them under another index may be; drop those with ``where`` and hashes of the texts.
         num_negatives: How many for each query.
         range_min: The first rank that is taken.
         range_max: The end of the ranks that are taken. Default: ``range_min + num_negatives``
@@ -99,26 +100,28 @@ def mine_hard_negatives(
         num_negatives, range_min, range_max, max_score, min_score, absolute_margin,
         relative_margin, margin_against, sampling, sampling_temperature,
     )  # fmt: skip
-    check_embeddings("query", query)
-    documents = as_tensor(corpus)
+    queries: Tensor = as_tensor(query, "query")
+    documents: Tensor = as_tensor(corpus, "corpus")
+    check_embeddings("query", queries)
     check_embeddings("corpus", documents)
+    queries = queries.to(documents.dtype)
     on_host = documents.device.type == "cpu"  # streamed if the queries are elsewhere
     check_matches(
-        "corpus", documents[:0].to(query.device) if on_host else documents, "query", query
+        "corpus", documents[:0].to(queries.device) if on_host else documents, "query", queries
     )
-    filters = check_filters(where, (len(query), len(documents)), query.device)
+    filters = check_filters(where, (len(queries), len(documents)), queries.device)
     if candidates is not None:
         check_integer("candidates", candidates, least=1)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
-    known = as_csr("positives", positives, len(query), len(documents), query.device)
+    known = as_csr("positives", positives, len(queries), len(documents), queries.device)
 
     known_scores = pair_scores(
-        query, documents, known.rows(), known.keys, normalize=normalize, backend=backend
+        queries, documents, known.rows(), known.keys, normalize=normalize, backend=backend
     )
     ceilings = criteria.ceilings(known, known_scores)
     found = topk(
-        query,
+        queries,
         documents,
         max(criteria.last_rank, candidates or 0),
         normalize=normalize,
@@ -132,7 +135,7 @@ def mine_hard_negatives(
     chosen = criteria.choose(found, generator)
     counts = (chosen.indices >= 0).sum(1)
     short = Tally(counts, found, criteria, ceilings)
-    account = CorpusTally(short, query, documents, known, filters, normalize)
+    account = CorpusTally(short, queries, documents, known, filters, normalize)
     return MinedNegatives(
         indices=chosen.indices,
         scores=chosen.values if return_scores else None,
