@@ -65,6 +65,7 @@ SEARCH_SCHEMAS = {
 SELECTORS = ("chunked", "native")
 
 _library = torch.library.Library("cl_kernels", "DEF")
+defined: dict[str, Callable[..., Any]] = {}  # the Python code of what ``define`` made, by name
 
 
 def backend_module(name: str) -> ModuleType:
@@ -160,6 +161,7 @@ _FAKES = {
 def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]):
     """An operation of Python code, which torch.compile calls without looking inside."""
     name = _library.define(schema)
+    defined[name] = implementation
     torch.library.register_fake(f"cl_kernels::{name}", fake, lib=_library)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     return getattr(torch.ops.cl_kernels, name).default

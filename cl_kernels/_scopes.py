@@ -5,9 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
+
+
+class _Here(threading.local):
+    """Of each thread its own."""
+
+    def __init__(self) -> None:
+        self.value: Any = None  # of the block entered last
 
 
 class Scopes(Generic[Value]):
@@ -18,11 +25,11 @@ class Scopes(Generic[Value]):
     """
 
     def __init__(self) -> None:
-        self._here = threading.local()
+        self._here = _Here()
 
     def innermost(self) -> Value | None:
         """The value of the block entered last, None outside of any."""
-        return getattr(self._here, "value", None)
+        return self._here.value
 
     @contextmanager
     def entered(self, value: Value) -> Iterator[Value]:
@@ -31,7 +38,4 @@ class Scopes(Generic[Value]):
         try:
             yield value
         finally:
-            if outer is not None:
-                self._here.value = outer
-            else:  # as before, for torch.compile's guards
-                del self._here.value
+            self._here.value = outer

@@ -186,6 +186,15 @@ def test_a_backend_that_changes_between_calls():
     assert ["reference" in code for code in codes] == [False, True]
 
 
+def test_blocks_inside_of_what_is_compiled():
+    def function(x, y):
+        with cl_kernels.use_backend("reference"), cl_kernels.debug_checks():
+            return cl_kernels.nt_xent(x, y)
+
+    compiled_in(function, [pair(12), pair(12)])
+    assert cl_kernels.explain(cl_kernels.nt_xent, *pair(2)).plans[0].call.backend != "reference"
+
+
 class _Loss(torch.nn.Module):
     def __init__(self, function):
         super().__init__()

@@ -139,7 +139,6 @@ WRONG = [
     ({"query": X.numpy()}, TypeError, "query: expected a tensor, got ndarray"),
     ({"key": X.tolist()}, TypeError, "key: expected a tensor or a NumPy array, got list"),
     ({"key": X[0].numpy()}, ValueError, r"key: expected embeddings of shape \[N, D\], got shape"),
-    ({"key": X.double().numpy()}, TypeError, "key: expected the dtype of query"),
     ({"num_classes": 3}, ValueError, r"key_labels: expected classes in \[0, 3\), got 0 to 3"),
     ({"num_classes": 0}, ValueError, "num_classes: expected at least 1"),
     ({"query": X[:2], "exclude_self": True}, ValueError, "exclude_self: expected as many keys"),
