@@ -168,27 +168,32 @@ def integers(random, shape, dtype):
     return random.integers(-4, 5, shape).astype(dtype)  # their sums of products are exact
 
 
+@pytest.mark.parametrize("product", ["multiply", "add_product"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_multiply(kernels, dtype, random, transposed):
+def test_products(kernels, dtype, random, product, transposed):
     for m in SIZES[:9]:
         for n in SIZES:
-            for k in (1, 4, 17):
+            for k in (0, 1, 4, 17):
                 a = integers(random, (k, m) if transposed else (m, k), dtype)
                 b = integers(random, (k, n), dtype)
                 c, memory = inside(random, (m, n), dtype)
                 expected = memory.copy()
-                expected[64:-64] += ((a.T if transposed else a) @ b).ravel()
-                kernels.multiply(a, b, c, transposed)
+                before = memory[64:-64] if product == "add_product" else 0
+                expected[64:-64] = before + ((a.T if transposed else a) @ b).ravel()
+                getattr(kernels, product)(a, b, c, transposed)
                 assert np.array_equal(memory, expected), (m, n, k)
 
 
-def test_multiply_rounds_little(kernels, dtype, random):
-    a, b = (random.standard_normal(shape).astype(dtype) for shape in ((19, 300), (300, 45)))
-    c = np.zeros((19, 45), dtype)
-    kernels.multiply(a, b, c)
+@pytest.mark.parametrize("depth", [40, 64, 300, 512, 513, 2000, 8192])
+def test_products_round_little_at_any_depth(kernels, dtype, random, depth):
+    """Of positive terms: one running sum of the most of them is off by 50 eps in float32."""
+    a, b = (random.uniform(0.5, 1.5, shape).astype(dtype) for shape in ((19, depth), (depth, 45)))
     exact = a.astype(np.longdouble) @ b.astype(np.longdouble)
-    allowed = np.abs(a) @ np.abs(b) * 300**0.5 * np.finfo(dtype).eps
-    assert (np.abs(c - exact) < allowed).all()
+    c = np.full((19, 45), np.nan, dtype)
+    kernels.multiply(a, b, c)
+    assert (np.abs(c - exact) < 5 * np.finfo(dtype).eps * exact).all()
+    kernels.add_product(-a, b, c)
+    assert (np.abs(c) < 10 * np.finfo(dtype).eps * exact).all()
 
 
 def test_multiply_keeps_nan_in_its_row(kernels, dtype, random):

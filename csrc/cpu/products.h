@@ -58,18 +58,21 @@ class Products {
   // s = sign * a b^T for a [m, width] and b [n, width].
   void similarities(const T* a, const T* b, T* s, int64_t m, int64_t n, T sign, T* buffer) const {
     if (!loops_) {
-      multiply({s, m, n, n, 1}, {a, m, width_, width_, 1}, {b, width_, n, 1, width_}, 0., sign);
+      for (int64_t d = 0; d < width_; d += kDepth) {
+        const int64_t depth = std::min(kDepth, width_ - d);
+        multiply({s, m, n, n, 1}, {a + d, m, depth, width_, 1}, {b + d, depth, n, 1, width_},
+                 d == 0 ? 0. : 1., sign);
+      }
       return;
     }
     kernels_.transpose(b, n, width_, sign, buffer);
-    std::fill_n(s, m * n, T(0));
     kernels_.multiply(a, width_, 1, buffer, s, m, n, width_);
   }
 
   // total += w b, for w [m, n] and b [n, width].
   void add_weighted(const T* w, const T* b, T* total, int64_t m, int64_t n) const {
     if (loops_)
-      kernels_.multiply(w, n, 1, b, total, m, width_, n);
+      kernels_.add_product(w, n, 1, b, total, m, width_, n);
     else
       multiply({total, m, width_, width_, 1}, {w, m, n, n, 1}, {b, n, width_, width_, 1}, 1., 1.);
   }
@@ -77,13 +80,14 @@ class Products {
   // total += w^T a, for w [m, n] and a [m, width].
   void add_weighted_transposed(const T* w, const T* a, T* total, int64_t m, int64_t n) const {
     if (loops_)
-      kernels_.multiply(w, 1, n, a, total, n, width_, m);
+      kernels_.add_product(w, 1, n, a, total, n, width_, m);
     else
       multiply({total, n, width_, width_, 1}, {w, n, m, 1, n}, {a, m, width_, width_, 1}, 1., 1.);
   }
 
  private:
   static constexpr int64_t kSmall = 1 << 19;
+  static constexpr int64_t kDepth = 512;  // of one BLAS product: some BLAS keep one running sum
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   int64_t width_;

@@ -21,9 +21,14 @@ struct TileKernels {
   const char* instruction_set;
   bool fast_products;  // whether multiply is to be preferred to BLAS at any size
 
-  // c[m, n] += a b for a[i, p] at a[i * a_row + p * a_col] and row-major b [k, n].
+  // c[m, n] = a b for a[i, p] at a[i * a_row + p * a_col] and row-major b [k, n]. Terms are added
+  // in an order that depends on k alone, and in short sums first.
   void (*multiply)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
                    int64_t k);
+
+  // c += a b.
+  void (*add_product)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m,
+                      int64_t n, int64_t k);
 
   // y[cols, rows] = factor * x^T for x [rows, cols].
   void (*transpose)(const T* x, int64_t rows, int64_t cols, T factor, T* y);

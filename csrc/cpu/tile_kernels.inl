@@ -238,6 +238,7 @@ constexpr TileKernels<T> make(const char* name) {
       name,
       CL_VECTOR_BYTES == 64,  // up to 2.4 times torch's BLAS on AMD Zen 5; not measured elsewhere
       multiply<T>,
+      add_product<T>,
       transpose<T>,
       fold_rows<T>,
       fold_cols<T>,

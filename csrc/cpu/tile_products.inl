@@ -1,4 +1,6 @@
 // Products of blocks and the transposition that they need, for tile_kernels.inl.
+#include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "tile_kernels.h"
@@ -13,44 +15,93 @@ using Vector __attribute__((vector_size(CL_VECTOR_BYTES), aligned(alignof(T)), m
 template <class T>
 constexpr int kWidth = CL_VECTOR_BYTES / sizeof(T);
 
-// c += a b for ROWS rows and COLS vectors of columns, held in registers over the whole depth.
+// Sums over the depth are taken in three steps, so that rounding errors stay those of short sums
+// however deep: terms of a panel, panels of a stack, stacks.
+constexpr int64_t kPanel = 64, kStack = 8 * kPanel;
+
+// ROWS rows and COLS vectors of columns of a product.
+template <int ROWS, int COLS, class V>
+using Block = V[ROWS][COLS];
+
+// sum = a b over a panel, in registers.
 template <int ROWS, int COLS, class V, class T>
-__attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_row, int64_t a_col,
-                                                          const T* b, T* c, int64_t n, int64_t k) {
+__attribute__((always_inline)) inline void multiply_panel(const T* a, int64_t a_row, int64_t a_col,
+                                                          const T* b, int64_t n, int64_t k,
+                                                          Block<ROWS, COLS, V>& sum) {
   constexpr int width = sizeof(V) / sizeof(T);
-  V sum[ROWS][COLS];
   for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLS; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * n + j * width);
+    for (int j = 0; j < COLS; ++j) sum[i][j] = V{};
   for (int64_t p = 0; p < k; ++p, a += a_col, b += n)
     for (int j = 0; j < COLS; ++j) {
       const V column = *reinterpret_cast<const V*>(b + j * width);
       for (int i = 0; i < ROWS; ++i) sum[i][j] += a[i * a_row] * column;
     }
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLS; ++j) *reinterpret_cast<V*>(c + i * n + j * width) = sum[i][j];
 }
 
-template <int ROWS, class T>
+// c = a b over a stack, or c += a b.
+template <bool ADD, int ROWS, int COLS, class V, class T>
+__attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_row, int64_t a_col,
+                                                          const T* b, T* c, int64_t n, int64_t k) {
+  constexpr int width = sizeof(V) / sizeof(T);
+  if constexpr (ADD)  // or the last additions would wait for memory
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < COLS; ++j) __builtin_prefetch(c + i * n + j * width, 1);
+  Block<ROWS, COLS, V> sum;
+  multiply_panel<ROWS, COLS, V>(a, a_row, a_col, b, n, std::min(kPanel, k), sum);
+  if (k > kPanel) {
+    Block<ROWS, COLS, V> total;
+    std::memcpy(total, sum, sizeof sum);
+    for (int64_t p = kPanel; p < k; p += kPanel) {
+      multiply_panel<ROWS, COLS, V>(a + p * a_col, a_row, a_col, b + p * n, n,
+                                    std::min(kPanel, k - p), sum);
+      for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < COLS; ++j) total[i][j] += sum[i][j];
+    }
+    std::memcpy(sum, total, sizeof sum);
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < COLS; ++j) {
+      V& out = *reinterpret_cast<V*>(c + i * n + j * width);
+      out = ADD ? out + sum[i][j] : sum[i][j];
+    }
+}
+
+template <bool ADD, int ROWS, class T>
 void multiply_rows(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t n,
                    int64_t k) {
   constexpr int width = kWidth<T>;
   int64_t j = 0;
   for (; j + 4 * width <= n; j += 4 * width)
-    multiply_block<ROWS, 4, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k);
+    multiply_block<ADD, ROWS, 4, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k);
   for (; j + width <= n; j += width)
-    multiply_block<ROWS, 1, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k);
-  for (; j < n; ++j) multiply_block<ROWS, 1, T>(a, a_row, a_col, b + j, c + j, n, k);
+    multiply_block<ADD, ROWS, 1, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k);
+  for (; j < n; ++j) multiply_block<ADD, ROWS, 1, T>(a, a_row, a_col, b + j, c + j, n, k);
+}
+
+template <bool ADD, class T>
+void multiply_stack(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m,
+                    int64_t n, int64_t k) {
+  constexpr int most = CL_VECTOR_BYTES == 64 ? 6 : 3;  // 4 * most sums fit the registers
+  int64_t i = 0;
+  for (; i + most <= m; i += most)
+    multiply_rows<ADD, most>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
+  for (; i + 2 <= m; i += 2) multiply_rows<ADD, 2>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
+  for (; i < m; ++i) multiply_rows<ADD, 1>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
+}
+
+template <class T>
+void add_product(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
+                 int64_t k) {
+  for (int64_t p = 0; p < k; p += kStack)
+    multiply_stack<true>(a + p * a_col, a_row, a_col, b + p * n, c, m, n, std::min(kStack, k - p));
 }
 
 template <class T>
 void multiply(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
               int64_t k) {
-  constexpr int most = CL_VECTOR_BYTES == 64 ? 6 : 3;  // 4 * most sums fit the registers
-  int64_t i = 0;
-  for (; i + most <= m; i += most)
-    multiply_rows<most>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
-  for (; i + 2 <= m; i += 2) multiply_rows<2>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
-  for (; i < m; ++i) multiply_rows<1>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
+  const int64_t first = std::min(kStack, k);
+  multiply_stack<false>(a, a_row, a_col, b, c, m, n, first);
+  add_product(a + first * a_col, a_row, a_col, b + first * n, c, m, n, k - first);
 }
 
 #ifndef __clang__  // which has no shuffle by a vector

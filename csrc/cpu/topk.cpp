@@ -164,7 +164,6 @@ class Search {
       for (int64_t r = 0; r < m; r += kRows) {
         const int64_t rows = std::min(kRows, m - r);
         T* products = space.products.get();
-        std::fill_n(products, rows * kStrip, T(0));
         kernels.multiply(query + r * width, width, 1, space.strip.get(), products, rows, kStrip,
                          width);
         const int64_t found =

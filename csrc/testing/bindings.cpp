@@ -115,17 +115,19 @@ void bind_kernels(py::module_& m, const char* name) {
     return result;
   });
 
-  // c += a b, or a^T b for an a that is stored transposed; in place, so that a test can put c
-  // between numbers that must not change.
-  type.def(
-      "multiply",
-      [](const Kernels& kernels, const A& a, const A& b, A& c, bool transposed) {
-        const int64_t m = c.shape(0), n = c.shape(1), k = b.shape(0);
-        check(a.shape(transposed) == m && a.shape(!transposed) == k && b.shape(1) == n, "shapes");
-        kernels.multiply(a.data(), transposed ? 1 : k, transposed ? m : 1, b.data(),
-                         c.mutable_data(), m, n, k);
-      },
-      py::arg("a"), py::arg("b"), py::arg("c").noconvert(), py::arg("transposed") = false);
+  // c = a b or c += a b, or with a^T for an a that is stored transposed; in place, so that a test
+  // can put c between numbers that must not change.
+  for (const auto& [method, product] :
+       {std::pair{"multiply", &Kernels::multiply}, {"add_product", &Kernels::add_product}})
+    type.def(
+        method,
+        [product](const Kernels& kernels, const A& a, const A& b, A& c, bool transposed) {
+          const int64_t m = c.shape(0), n = c.shape(1), k = b.shape(0);
+          check(a.shape(transposed) == m && a.shape(!transposed) == k && b.shape(1) == n, "shapes");
+          (kernels.*product)(a.data(), transposed ? 1 : k, transposed ? m : 1, b.data(),
+                             c.mutable_data(), m, n, k);
+        },
+        py::arg("a"), py::arg("b"), py::arg("c").noconvert(), py::arg("transposed") = false);
   type.def(
       "transpose",
       [](const Kernels& kernels, const A& x, T factor, A& y) {
