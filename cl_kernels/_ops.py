@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+
+from cl_kernels.backends.native import interruptible
 
 BACKENDS = ("reference", "chunked", "native", "triton")
 PYTHON_BACKENDS = ("reference", "chunked", "triton")
@@ -73,9 +76,15 @@ def backend_module(name: str) -> ModuleType:
     return import_module(f"cl_kernels.backends.{name}")
 
 
+def operator(operation: str, backend: str) -> OpOverload:
+    """The operation as one backend computes it, as torch knows it."""
+    return _operators[operation, backend]
+
+
 def overload(operation: str, backend: str) -> Callable[..., Any]:
-    """The operation as one backend computes it."""
-    return _overloads[operation, backend]
+    """The operation to be called: torch's own, or in eager code one that hears Ctrl-C."""
+    table = _operators if torch.compiler.is_compiling() else _calls
+    return table[operation, backend]
 
 
 def _python_implementation(operation: str, backend: str) -> Callable[..., Any]:
@@ -170,7 +179,7 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
 _ALL_SCHEMAS = SCHEMAS | FUSED_SCHEMAS | SEARCH_SCHEMAS
 
 
-def _define(operation: str, backend: str) -> Callable[..., Any]:
+def _define(operation: str, backend: str) -> OpOverload:
     name = f"{operation}.{backend}"
     _library.define(name + _ALL_SCHEMAS[operation])
     torch.library.register_fake(f"cl_kernels::{name}", _FAKES[operation], lib=_library)
@@ -180,7 +189,11 @@ def _define(operation: str, backend: str) -> Callable[..., Any]:
     return getattr(getattr(torch.ops.cl_kernels, operation), backend)
 
 
-_overloads = {(op, backend): _define(op, backend) for op in SCHEMAS for backend in BACKENDS}
-_overloads |= {(op, "native"): _define(op, "native") for op in FUSED_SCHEMAS}
-_overloads |= {("topk", backend): _define("topk", backend) for backend in BACKENDS}
-_overloads |= {("select_topk", name): _define("select_topk", name) for name in SELECTORS}
+_operators = {(op, backend): _define(op, backend) for op in SCHEMAS for backend in BACKENDS}
+_operators |= {(op, "native"): _define(op, "native") for op in FUSED_SCHEMAS}
+_operators |= {("topk", backend): _define("topk", backend) for backend in BACKENDS}
+_operators |= {("select_topk", name): _define("select_topk", name) for name in SELECTORS}
+_calls = {
+    (operation, backend): interruptible(compute) if backend == "native" else compute
+    for (operation, backend), compute in _operators.items()
+}

@@ -8,7 +8,7 @@ from torch import nn
 
 import cl_kernels
 from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
-from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, SELECTORS, overload
+from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, SELECTORS, operator, overload
 from python_tests.conftest import skip_unless_usable
 from python_tests.helpers import (
     PRIMITIVES,
@@ -56,7 +56,7 @@ def test_opcheck(backend, operation, kind):
         cases += [(torch.float32, (False, True)), (torch.float32, (True, False))]
     for dtype, needs in cases:
         arguments = operation_arguments(operation, kind, dtype, needs)
-        torch.library.opcheck(overload(operation, backend), arguments)
+        torch.library.opcheck(operator(operation, backend), arguments)
 
 
 def fused_arguments(operation, dtype):
@@ -77,7 +77,7 @@ def test_opcheck_fused(operation, dtype):
     """The losses in one call, which only the compiled library has."""
     skip_unless_usable("native")
     for arguments in fused_arguments(operation, dtype):
-        torch.library.opcheck(overload(operation, "native"), arguments)
+        torch.library.opcheck(operator(operation, "native"), arguments)
 
 
 @pytest.mark.parametrize("operation", SCHEMAS)

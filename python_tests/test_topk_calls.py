@@ -8,7 +8,7 @@ import torch
 
 import cl_kernels
 from cl_kernels import PairFilter, topk
-from cl_kernels._ops import overload
+from cl_kernels._ops import operator
 from cl_kernels.search import scan, stream
 from cl_kernels.search.scores import nothing_found
 
@@ -260,7 +260,7 @@ def test_opcheck(backend, dtype):
     lists = torch.arange(7), torch.arange(6)
     full = (query, key, 3, numbers[6], numbers[11], *filters, *lists, numbers[6], -numbers[6])
     for arguments in (plain, full):
-        torch.library.opcheck(overload("topk", backend), arguments)
+        torch.library.opcheck(operator("topk", backend), arguments)
 
 
 def test_explain_makes_no_search(monkeypatch):

@@ -6,8 +6,10 @@ module only finds the libraries and says what they serve.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +33,27 @@ def load_failure(library: str) -> str | None:
     except OSError as error:
         return f"{library} does not load: {error}"
     return None
+
+
+def interruptible(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """``compute``, out of which a signal handler's own exception comes, such as KeyboardInterrupt.
+
+    The library runs handlers during a call. If one raises, the call ends with a RuntimeError, as
+    every C++ exception does, and the handler's exception is one of Python's pending calls.
+    """
+
+    def call(*args):
+        try:
+            return compute(*args)
+        except RuntimeError:
+            _run_pending_calls()
+            raise
+
+    return call
+
+
+def _run_pending_calls() -> None:
+    """Python does so whenever a function begins."""
 
 
 def unavailable() -> str | None:

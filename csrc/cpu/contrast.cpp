@@ -13,7 +13,7 @@ constexpr int64_t kGrain = 16384;  // numbers a thread takes at least
 
 template <class F>
 void for_each_row(int64_t rows, int64_t width, const F& f) {
-  torch::stable::parallel_for(0, rows, 1 + kGrain / width, [&](int64_t begin, int64_t end) {
+  for_each_range(rows, 1 + kGrain / std::max<int64_t>(width, 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "../stable.h"
+#include "parallel.h"
 #include "tile_kernels.h"
 
 namespace cl::cpu {
@@ -50,7 +51,7 @@ class Embeddings {
     constexpr int64_t grain = 256;
     std::vector<char> finite(rows_);
     std::atomic<bool> found{false};
-    torch::stable::parallel_for(0, rows_, grain, [&](int64_t begin, int64_t end) {
+    for_each_range(rows_, grain, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer(copies() ? width_ : 0);
       for (int64_t i = begin; i < end; ++i) {
         finite[i] = tile_kernels<T>().all_finite(rounded(i, 1, buffer.data()), width_);

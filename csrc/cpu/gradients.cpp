@@ -71,17 +71,17 @@ double finish(const Embeddings<T>& rows, T* grad, T scale) {
   constexpr int64_t block = 64, grain = 32768;  // numbers a thread takes at least
   const int64_t width = rows.width(), blocks = (rows.rows() + block - 1) / block;
   std::vector<double> partial(blocks);
-  torch::stable::parallel_for(
-      0, blocks, 1 + grain / (block * width), [&](int64_t begin, int64_t end) {
-        std::vector<T> buffer(rows.copies() ? block * width : 0);
-        for (int64_t b = begin; b < end; ++b) {
-          const int64_t i0 = b * block, count = std::min(block, rows.rows() - i0);
-          const T* x = rows.block(i0, count, buffer.data());
-          for (int64_t i = 0; i < count; ++i)
-            partial[b] += tile_kernels<T>().scale_and_dot(x + i * width, grad + (i0 + i) * width,
-                                                          width, scale);
-        }
-      });
+  for_each_range(blocks, 1 + grain / std::max<int64_t>(block * width, 1),
+                 [&](int64_t begin, int64_t end) {
+                   std::vector<T> buffer(rows.copies() ? block * width : 0);
+                   for (int64_t b = begin; b < end; ++b) {
+                     const int64_t i0 = b * block, count = std::min(block, rows.rows() - i0);
+                     const T* x = rows.block(i0, count, buffer.data());
+                     for (int64_t i = 0; i < count; ++i)
+                       partial[b] += tile_kernels<T>().scale_and_dot(
+                           x + i * width, grad + (i0 + i) * width, width, scale);
+                   }
+                 });
   double sum = 0;
   for (const double p : partial) sum += p;
   return sum;
@@ -100,7 +100,7 @@ T gradients(TileLoop<T>& loop, Upstream<T> row_upstream, Upstream<T> col_upstrea
   if (careful && col.used()) loop.separate_sides();
   const Products<T>& products = loop.products();
   const Weights<T> weigh(loop, row, col, careful);
-  Abort abort{false};
+  Abort abort;
   Turns row_turns(loop.row_blocks(), abort), col_turns(loop.col_blocks(), abort);
   Turns& turns_of_cols = is_self ? row_turns : col_turns;
 

@@ -24,7 +24,7 @@ void logsumexp(const TileLoop<T>& loop, T* row, T* col) {
   const TileKernels<T>& kernels = tile_kernels<T>();
   const T scale = loop.scale();
   const bool is_self = row == col;
-  Abort abort{false};
+  Abort abort;
   Turns row_turns(loop.row_blocks(), abort), col_turns(loop.col_blocks(), abort);
   Running<T> rows(loop.query().rows()), cols(col && !is_self ? loop.key().rows() : 0);
   Turns& turns_of_cols = is_self ? row_turns : col_turns;
@@ -57,7 +57,7 @@ void logsumexp_mean_key(TileLoop<T>& loop, T* row, T* mean_key) {
   const int64_t width = loop.query().width();
   loop.isolate_nonfinite();
   const T scale = loop.scale();
-  Abort abort{false};
+  Abort abort;
   Turns turns(loop.row_blocks(), abort);
   Running<T> rows(loop.query().rows());
 
@@ -87,7 +87,7 @@ void logsumexp_mean_key(TileLoop<T>& loop, T* row, T* mean_key) {
   };
   loop.run(abort, visit, skip);
   write(rows, scale, row);
-  torch::stable::parallel_for(0, loop.query().rows(), 256, [&](int64_t begin, int64_t end) {
+  for_each_range(loop.query().rows(), 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t d = 0; d < width; ++d)
         mean_key[i * width + d] = rows[i].sum == 0 ? 0 : mean_key[i * width + d] / rows[i].sum;

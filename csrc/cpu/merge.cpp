@@ -1,5 +1,6 @@
 #include <memory>
 
+#include "parallel.h"
 #include "topk.h"
 
 namespace cl::cpu {
@@ -10,7 +11,7 @@ void merge(const Parts<T>& from, int64_t k, T* values, int64_t* indices) {
   const int64_t most = from.parts * from.size;
   const int64_t capacity = reservoir_capacity(k, most);
   const int64_t rows = grain / std::max<int64_t>(most, 1) + 1;
-  torch::stable::parallel_for(0, from.rows, rows, [&](int64_t begin, int64_t end) {
+  for_each_range(from.rows, rows, [&](int64_t begin, int64_t end) {
     std::unique_ptr<Packed<T>[]> storage(new Packed<T>[capacity]);
     for (int64_t i = begin; i < end; ++i) {
       Reservoir<T> best(storage.get(), capacity, k, kEmpty<T>);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../tensors.h"
+#include "parallel.h"
 
 namespace cl::cpu {
 
@@ -32,9 +33,8 @@ inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {
   const int64_t width = accumulator(like) == ScalarType::Double ? 8 : 4;
   char* bytes = static_cast<char*>(result.mutable_data_ptr());
   constexpr int64_t grain = 1 << 20;
-  torch::stable::parallel_for(0, result.numel() * width, grain, [&](int64_t begin, int64_t end) {
-    std::memset(bytes + begin, 0, end - begin);
-  });
+  for_each_range(result.numel() * width, grain,
+                 [&](int64_t begin, int64_t end) { std::memset(bytes + begin, 0, end - begin); });
   return result;
 }
 

@@ -14,11 +14,14 @@
 namespace cl::cpu {
 
 // Rows of a tile: a function of the shape alone, so that results do not depend on the machine.
-// A tile fits the second-level cache. A problem that threads share has a few tiles for each.
-inline int64_t block_size(int64_t rows, bool shared) {
+// A tile fits the second-level cache. A problem that threads share has a few tiles for each. Very
+// wide embeddings make small tiles, whose rows fit in memory and whose end a signal can wait for.
+inline int64_t block_size(int64_t rows, int64_t width, bool shared) {
+  constexpr int64_t most = 256, most_numbers = most << 15;
   const int64_t least = shared ? 32 : 64;
   const int64_t eighth = (rows / 8 + least - 1) / least * least;
-  return std::clamp<int64_t>(eighth, least, 256);
+  const int64_t narrow = most_numbers / std::max<int64_t>(width, 1) / least * least;
+  return std::clamp<int64_t>(std::min(eighth, narrow), least, most);
 }
 
 template <class T>
@@ -133,8 +136,8 @@ class TileLoop {
       : query_(query),
         key_(key),
         products_(query.rows(), key.rows(), query.width()),
-        block_m_(block_size(query.rows(), !products_.small())),
-        block_n_(block_size(key.rows(), !products_.small())),
+        block_m_(block_size(query.rows(), query.width(), !products_.small())),
+        block_n_(block_size(key.rows(), query.width(), !products_.small())),
         filters_(options, block_m_, block_n_),
         is_self_(is_self),
         symmetric_(filters_.symmetric()) {

@@ -1,5 +1,4 @@
 // Products of blocks and the transposition that they need, for tile_kernels.inl.
-#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -18,6 +17,8 @@ constexpr int kWidth = CL_VECTOR_BYTES / sizeof(T);
 // Sums over the depth are taken in three steps, so that rounding errors stay those of short sums
 // however deep: terms of a panel, panels of a stack, stacks.
 constexpr int64_t kPanel = 64, kStack = 8 * kPanel;
+
+inline int64_t smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 
 // ROWS rows and COLS vectors of columns of a product.
 template <int ROWS, int COLS, class V>
@@ -47,13 +48,13 @@ __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_
     for (int i = 0; i < ROWS; ++i)
       for (int j = 0; j < COLS; ++j) __builtin_prefetch(c + i * n + j * width, 1);
   Block<ROWS, COLS, V> sum;
-  multiply_panel<ROWS, COLS, V>(a, a_row, a_col, b, n, std::min(kPanel, k), sum);
-  if (k > kPanel) {
+  multiply_panel<ROWS, COLS, V>(a, a_row, a_col, b, n, smaller(kPanel, k), sum);
+  if (k > kPanel) {  // registers hold one of the two sums
     Block<ROWS, COLS, V> total;
     std::memcpy(total, sum, sizeof sum);
     for (int64_t p = kPanel; p < k; p += kPanel) {
       multiply_panel<ROWS, COLS, V>(a + p * a_col, a_row, a_col, b + p * n, n,
-                                    std::min(kPanel, k - p), sum);
+                                    smaller(kPanel, k - p), sum);
       for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < COLS; ++j) total[i][j] += sum[i][j];
     }
@@ -93,13 +94,13 @@ template <class T>
 void add_product(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
                  int64_t k) {
   for (int64_t p = 0; p < k; p += kStack)
-    multiply_stack<true>(a + p * a_col, a_row, a_col, b + p * n, c, m, n, std::min(kStack, k - p));
+    multiply_stack<true>(a + p * a_col, a_row, a_col, b + p * n, c, m, n, smaller(kStack, k - p));
 }
 
 template <class T>
 void multiply(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
               int64_t k) {
-  const int64_t first = std::min(kStack, k);
+  const int64_t first = smaller(kStack, k);
   multiply_stack<false>(a, a_row, a_col, b, c, m, n, first);
   add_product(a + first * a_col, a_row, a_col, b + first * n, c, m, n, k - first);
 }

@@ -87,10 +87,10 @@ class Search {
       pairs.reset(new Packed<T>[query_.rows() * spans_ * size]);
       counts.resize(query_.rows() * spans_);
     }
-    Abort abort{false};
+    Abort abort;
     const auto workspace = [&] { return Workspace(*this); };
     const auto work = [&](const ScheduledTile& at, Workspace& space) {
-      scan(at.row, at.col, space);
+      scan(at.row, at.col, abort, space);
       for (size_t r = 0; r < space.kept.size(); ++r) {
         const int64_t i = at.row * block_m_ + r;
         Reservoir<T>& kept = space.kept[r];
@@ -148,15 +148,15 @@ class Search {
     return std::clamp<int64_t>(wanted, 1, std::min(most, 1 + strips_ / kLeastStrips));
   }
 
-  // Searches a span of keys for the best pairs of a block of queries.
-  void scan(int64_t block, int64_t span, Workspace& space) const {
+  // Searches a span of keys for the best pairs of a block of queries: in part, if aborted.
+  void scan(int64_t block, int64_t span, Abort& abort, Workspace& space) const {
     const TileKernels<T>& kernels = tile_kernels<T>();
     const int64_t i0 = block * block_m_, m = std::min(block_m_, query_.rows() - i0);
     const int64_t width = query_.width();
     begin_rows(i0, m, space);
     const T* query = query_.block(i0, m, space.query.get());
     const Scattered strips(strips_ * span / spans_, strips_ * (span + 1) / spans_);
-    for (int64_t n = 0; n < strips.size(); ++n) {
+    for (int64_t n = 0; n < strips.size() && !abort.requested(); ++n) {
       const Dropped dropped = filters_.judge(block, strips[n]);
       if (dropped == Dropped::all) continue;
       const int64_t j0 = strips[n] * kStrip;
