@@ -1,6 +1,7 @@
-// The .native overloads for CPU tensors. Schemas and checks are in Python (cl_kernels/_ops.py).
+// The .native overloads for CPU tensors. Schemas are in Python (cl_kernels/_ops.py).
 #include <tuple>
 
+#include "../checks.h"
 #include "contrast.h"
 #include "tensors.h"
 #include "topk.h"
@@ -24,6 +25,7 @@ TileLoop<T> self_loop(const Tensor& x, const Tensor& scale, const Options& optio
 Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale,
                      CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
   Tensor row = empty(query, {query.size(0)});
   by_accumulator(query, [&]<class T>(T) {
     logsumexp<T>(pair_loop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row), nullptr);
@@ -34,6 +36,7 @@ Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale
 std::tuple<Tensor, Tensor> row_logsumexp_mean_key(const Tensor& query, const Tensor& key,
                                                   const Tensor& scale, CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
   Tensor row = empty(query, {query.size(0)});
   Tensor mean_key = zeros(query, {query.size(0), query.size(1)});
   by_accumulator(query, [&]<class T>(T) {
@@ -46,6 +49,7 @@ std::tuple<Tensor, Tensor> row_logsumexp_mean_key(const Tensor& query, const Ten
 std::tuple<Tensor, Tensor> row_col_logsumexp(const Tensor& query, const Tensor& key,
                                              const Tensor& scale, CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
   Tensor row = empty(query, {query.size(0)}), col = empty(key, {key.size(0)});
   by_accumulator(query, [&]<class T>(T) {
     logsumexp<T>(pair_loop<T>(query, key, scale, CL_OPTIONS), mutable_data<T>(row),
@@ -56,6 +60,7 @@ std::tuple<Tensor, Tensor> row_col_logsumexp(const Tensor& query, const Tensor& 
 
 Tensor self_logsumexp(const Tensor& x, const Tensor& scale, CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_self_logits(x, scale, CL_OPTIONS);
   Tensor row = empty(x, {x.size(0)});
   by_accumulator(x, [&]<class T>(T) {
     logsumexp<T>(self_loop<T>(x, scale, CL_OPTIONS), mutable_data<T>(row), mutable_data<T>(row));
@@ -86,6 +91,9 @@ Gradients row_logsumexp_backward(const Tensor& grad, const Tensor& lse, const Te
                                  const Tensor& key, const Tensor& scale, CL_OPTION_PARAMETERS,
                                  bool need_query, bool need_key) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
+  check_vector("grad", grad, query, query.size(0));
+  check_vector("lse", lse, query, query.size(0));
   return pair_gradients(nullptr, nullptr, grad, lse, query, key, scale, CL_OPTIONS, need_query,
                         need_key);
 }
@@ -95,6 +103,11 @@ Gradients row_col_logsumexp_backward(const Tensor& grad_row, const Tensor& grad_
                                      const Tensor& key, const Tensor& scale, CL_OPTION_PARAMETERS,
                                      bool need_query, bool need_key) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
+  check_vector("grad_row", grad_row, query, query.size(0));
+  check_vector("grad_col", grad_col, query, key.size(0));
+  check_vector("row", row, query, query.size(0));
+  check_vector("col", col, query, key.size(0));
   return pair_gradients(&grad_col, &col, grad_row, row, query, key, scale, CL_OPTIONS, need_query,
                         need_key);
 }
@@ -103,6 +116,9 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
                                                    const Tensor& x, const Tensor& scale,
                                                    CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_self_logits(x, scale, CL_OPTIONS);
+  check_vector("grad", grad, x, x.size(0));
+  check_vector("lse", lse, x, x.size(0));
   Tensor grad_x = zeros_if(true, x);
   return by_accumulator(x, [&]<class T>(T) -> std::tuple<Tensor, Tensor> {
     TileLoop<T> loop = self_loop<T>(x, scale, CL_OPTIONS);
@@ -113,10 +129,22 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
   });
 }
 
+void check_alike(const char* first_name, const Tensor& first, const char* name, const Tensor& x) {
+  check_embeddings(first_name, first);
+  check_tensor(name, x, first, first.scalar_type(), {first.size(0), first.size(1)});
+}
+
+void check_needs(const std::vector<bool>& needs) {
+  STD_TORCH_CHECK(needs.size() == 3, "cl_kernels: needs: expected 3, got ", needs.size());
+}
+
 ViewsContrast self_contrast(const Tensor& view_0, const Tensor& view_1, const Tensor& scale,
                             CL_OPTION_PARAMETERS, bool normalize, bool mean,
                             std::vector<bool> needs) {
   CL_CHECK_OPTIONS;
+  check_alike("view_0", view_0, "view_1", view_1);
+  check_logits(view_0, 2 * view_0.size(0), 2 * view_0.size(0), scale, CL_OPTIONS);
+  check_needs(needs);
   return by_accumulator(view_0, [&]<class T>(T) {
     return contrast_views<T>(view_0, view_1, scale, CL_OPTIONS, normalize, mean, needs);
   });
@@ -126,6 +154,9 @@ PairsContrast pair_contrast(const Tensor& query, const Tensor& key, const Tensor
                             CL_OPTION_PARAMETERS, bool normalize, bool mean,
                             std::vector<bool> needs, bool symmetric) {
   CL_CHECK_OPTIONS;
+  check_alike("query", query, "key", key);
+  check_logits(query, query.size(0), key.size(0), scale, CL_OPTIONS);
+  check_needs(needs);
   return by_accumulator(query, [&]<class T>(T) {
     return contrast_pairs<T>(query, key, scale, CL_OPTIONS, normalize, mean, needs, symmetric);
   });
@@ -136,11 +167,17 @@ Found search(const Tensor& query, const Tensor& key, int64_t k, std::optional<Te
              std::vector<Tensor> key_ids, std::vector<bool> keep_same,
              std::optional<Tensor> exclude_offsets, std::optional<Tensor> exclude_keys,
              std::optional<Tensor> below, std::optional<Tensor> above) {
+  const Options options{query_ids, key_ids, keep_same, query.scalar_type()};
+  check_search(query, key, k, options);
+  check_search_vectors(query, key, query_factor, key_factor, below, above);
+  check_list_tensors(exclude_offsets, exclude_keys, query);
+  check_lists(exclude_offsets, exclude_keys, key.size(0));
   const SearchOptions search{query_factor, key_factor, exclude_offsets, exclude_keys, below, above};
-  return topk(query, key, k, search, {query_ids, key_ids, keep_same, query.scalar_type()});
+  return topk(query, key, k, search, options);
 }
 
 Found select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
+  check_survivors(packed, counts, k);
   const int64_t rows = packed.size(0);
   Tensor values = empty(packed, {rows, k}), indices = empty_indices({rows, k});
   merge<float>({data<int64_t>(packed), data<int32_t>(counts), rows, packed.size(1), packed.size(2)},

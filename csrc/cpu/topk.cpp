@@ -238,9 +238,6 @@ class Search {
 
 Found topk(const Tensor& query, const Tensor& key, int64_t k, const SearchOptions& search,
            const Options& options) {
-  STD_TORCH_CHECK(k >= 1, "k: expected at least 1, got ", k);
-  STD_TORCH_CHECK(key.size(0) <= std::numeric_limits<uint32_t>::max(),
-                  "key: expected fewer than 2^32 rows, got ", key.size(0));
   const int64_t M = query.size(0);
   Tensor values = empty(query, {M, k}), indices = empty_indices({M, k});
   if (M == 0) return {values, indices};

@@ -1,5 +1,6 @@
 // The .native overloads for CUDA tensors: for machines without Triton, and for float64. Schemas
-// and checks are in Python (cl_kernels/_ops.py). Compiled, not yet run on a GPU.
+// are in Python (cl_kernels/_ops.py), which alone checks what is in lists of keys to leave out.
+// Compiled, not yet run on a GPU.
 //
 // Products are torch's own float32 (float64) ones, of embeddings rounded to the compute dtype:
 // torch.backends.cuda.matmul.fp32_precision holds for them too. Only topk multiplies half types as
@@ -8,6 +9,7 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "topk.h"
 #include "visits.h"
 
@@ -19,6 +21,7 @@ using torch::stable::accelerator::DeviceGuard;
 Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale,
                      CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
   const DeviceGuard guard(query.get_device_index());
   Tensor row = empty(query, {query.size(0)});
   by_accumulator(query, [&]<class T>(T) {
@@ -31,6 +34,7 @@ Tensor row_logsumexp(const Tensor& query, const Tensor& key, const Tensor& scale
 std::tuple<Tensor, Tensor> row_logsumexp_mean_key(const Tensor& query, const Tensor& key,
                                                   const Tensor& scale, CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
   const DeviceGuard guard(query.get_device_index());
   Tensor row = empty(query, {query.size(0)});
   Tensor mean_key = zeros(query, {query.size(0), query.size(1)});
@@ -44,6 +48,7 @@ std::tuple<Tensor, Tensor> row_logsumexp_mean_key(const Tensor& query, const Ten
 std::tuple<Tensor, Tensor> row_col_logsumexp(const Tensor& query, const Tensor& key,
                                              const Tensor& scale, CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
   const DeviceGuard guard(query.get_device_index());
   Tensor row = empty(query, {query.size(0)}), col = empty(key, {key.size(0)});
   by_accumulator(query, [&]<class T>(T) {
@@ -55,6 +60,7 @@ std::tuple<Tensor, Tensor> row_col_logsumexp(const Tensor& query, const Tensor& 
 
 Tensor self_logsumexp(const Tensor& x, const Tensor& scale, CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_self_logits(x, scale, CL_OPTIONS);
   const DeviceGuard guard(x.get_device_index());
   Tensor row = empty(x, {x.size(0)});
   by_accumulator(x, [&]<class T>(T) {
@@ -88,6 +94,9 @@ Gradients row_logsumexp_backward(const Tensor& grad, const Tensor& lse, const Te
                                  const Tensor& key, const Tensor& scale, CL_OPTION_PARAMETERS,
                                  bool need_query, bool need_key) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
+  check_vector("grad", grad, query, query.size(0));
+  check_vector("lse", lse, query, query.size(0));
   return pair_gradients(nullptr, nullptr, grad, lse, query, key, scale, CL_OPTIONS, need_query,
                         need_key);
 }
@@ -97,6 +106,11 @@ Gradients row_col_logsumexp_backward(const Tensor& grad_row, const Tensor& grad_
                                      const Tensor& key, const Tensor& scale, CL_OPTION_PARAMETERS,
                                      bool need_query, bool need_key) {
   CL_CHECK_OPTIONS;
+  check_pair_logits(query, key, scale, CL_OPTIONS);
+  check_vector("grad_row", grad_row, query, query.size(0));
+  check_vector("grad_col", grad_col, query, key.size(0));
+  check_vector("row", row, query, query.size(0));
+  check_vector("col", col, query, key.size(0));
   return pair_gradients(&grad_col, &col, grad_row, row, query, key, scale, CL_OPTIONS, need_query,
                         need_key);
 }
@@ -105,6 +119,9 @@ std::tuple<Tensor, Tensor> self_logsumexp_backward(const Tensor& grad, const Ten
                                                    const Tensor& x, const Tensor& scale,
                                                    CL_OPTION_PARAMETERS) {
   CL_CHECK_OPTIONS;
+  check_self_logits(x, scale, CL_OPTIONS);
+  check_vector("grad", grad, x, x.size(0));
+  check_vector("lse", lse, x, x.size(0));
   const DeviceGuard guard(x.get_device_index());
   Tensor grad_x = zeros(x, {x.size(0), x.size(1)}), grad_scale = zeros(x, {});
   by_accumulator(x, [&]<class T>(T) {
@@ -122,6 +139,10 @@ TopK topk(const Tensor& query, const Tensor& key, int64_t k, std::optional<Tenso
           std::vector<Tensor> key_ids, std::vector<bool> keep_same,
           std::optional<Tensor> exclude_offsets, std::optional<Tensor> exclude_keys,
           std::optional<Tensor> below, std::optional<Tensor> above) {
+  const Options options{query_ids, key_ids, keep_same, query.scalar_type()};
+  check_search(query, key, k, options);
+  check_search_vectors(query, key, query_factor, key_factor, below, above);
+  check_list_tensors(exclude_offsets, exclude_keys, query);
   const DeviceGuard guard(query.get_device_index());
   Tensor values = empty(query, {query.size(0), k});
   Tensor indices = torch::stable::new_empty(query, {query.size(0), k}, ScalarType::Long);
@@ -131,7 +152,7 @@ TopK topk(const Tensor& query, const Tensor& key, int64_t k, std::optional<Tenso
         optional_data<T>(key_factor),
         optional_data<T>(below),
         optional_data<T>(above),
-        filters(Options{query_ids, key_ids, keep_same, query.scalar_type()}),
+        filters(options),
         optional_data<int64_t>(exclude_offsets),
         optional_data<int64_t>(exclude_keys),
     };
@@ -141,6 +162,7 @@ TopK topk(const Tensor& query, const Tensor& key, int64_t k, std::optional<Tenso
 }
 
 TopK select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
+  check_survivors(packed, counts, k);
   const DeviceGuard guard(packed.get_device_index());
   Tensor values = torch::stable::new_empty(packed, {packed.size(0), k}, ScalarType::Float);
   Tensor indices = torch::stable::new_empty(packed, {packed.size(0), k}, ScalarType::Long);

@@ -1,0 +1,156 @@
+// What the operations ask of their arguments, so that a call by hand ends with an error that names
+// the argument. The Python side has its own checks; no data is read but by check_lists.
+#pragma once
+#include <limits>
+#include <sstream>
+#include <string>
+
+#include "tensors.h"
+
+namespace cl {
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+inline std::string describe(ScalarType dtype, const Sizes& sizes, const Tensor& on) {
+  std::ostringstream text;
+  text << dtype << " [";
+  for (size_t d = 0; d < sizes.size(); ++d) text << (d ? ", " : "") << sizes[d];
+  text << "] on " << (on.is_cuda() ? "cuda:" : "cpu");
+  if (on.is_cuda()) text << on.get_device_index();
+  return text.str();
+}
+
+inline std::string describe(const Tensor& x) {
+  return describe(x.scalar_type(), x.sizes(), x) + (x.is_contiguous() ? "" : ", not contiguous");
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// A contiguous tensor of this dtype and these sizes, on the device of another.
+inline void check_tensor(const char* name, const Tensor& x, const Tensor& like, ScalarType dtype,
+                         std::initializer_list<int64_t> shape) {
+  const Sizes sizes(shape);
+  const bool fits = x.scalar_type() == dtype && x.sizes().equals(sizes) && x.is_contiguous() &&
+                    same_device(x, like);
+  STD_TORCH_CHECK(fits, "cl_kernels: ", name, ": expected contiguous ",
+                  describe(dtype, sizes, like), ", got ", describe(x));
+}
+
+// One number of the accumulation type for each of count rows.
+inline void check_vector(const char* name, const Tensor& x, const Tensor& like, int64_t count) {
+  check_tensor(name, x, like, accumulator(like), {count});
+}
+
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+inline void check_embeddings(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(is_floating(x.scalar_type()) && x.dim() == 2 && x.is_contiguous(),
+                  "cl_kernels: ", name, ": expected a contiguous matrix of Float, Double, Half or ",
+                  "BFloat16, got ", describe(x));
+}
+
+inline void check_pair(const Tensor& query, const Tensor& key) {
+  check_embeddings("query", query);
+  check_embeddings("key", key);
+  check_tensor("key", key, query, query.scalar_type(), {key.size(0), query.size(1)});
+}
+
+inline void check_filters(const Options& options, const Tensor& like, int64_t rows, int64_t cols) {
+  const size_t count = options.keep_same.size();
+  STD_TORCH_CHECK(options.query_ids.size() == count && options.key_ids.size() == count,
+                  "cl_kernels: query_ids, key_ids: expected as many as keep_same, ", count,
+                  ", got ", options.query_ids.size(), " and ", options.key_ids.size());
+  for (size_t f = 0; f < count; ++f) {
+    check_tensor("query_ids", options.query_ids[f], like, ScalarType::Long, {rows});
+    check_tensor("key_ids", options.key_ids[f], like, ScalarType::Long, {cols});
+  }
+}
+
+// What the statistics of rows x cols logits of embeddings like these share.
+inline void check_logits(const Tensor& like, int64_t rows, int64_t cols, const Tensor& scale,
+                         const Options& options) {
+  check_tensor("scale", scale, like, accumulator(like), {});
+  check_filters(options, like, rows, cols);
+  STD_TORCH_CHECK(is_floating(options.compute_dtype), "cl_kernels: compute_dtype: expected Float, ",
+                  "Double, Half or BFloat16, got ", options.compute_dtype);
+}
+
+inline void check_pair_logits(const Tensor& query, const Tensor& key, const Tensor& scale,
+                              const Options& options) {
+  check_pair(query, key);
+  check_logits(query, query.size(0), key.size(0), scale, options);
+}
+
+inline void check_self_logits(const Tensor& x, const Tensor& scale, const Options& options) {
+  check_embeddings("x", x);
+  check_logits(x, x.size(0), x.size(0), scale, options);
+}
+
+inline void check_k(int64_t k) {
+  STD_TORCH_CHECK(k >= 1, "cl_kernels: k: expected at least 1, got ", k);
+}
+
+// Keys to leave out: offsets [rows + 1] into keys, in which each row's numbers do not fall.
+inline void check_list_tensors(const std::optional<Tensor>& offsets,
+                               const std::optional<Tensor>& keys, const Tensor& query) {
+  STD_TORCH_CHECK(offsets.has_value() == keys.has_value(),
+                  "cl_kernels: exclude_keys: expected as exclude_offsets, both or none, got one");
+  if (!offsets) return;
+  check_tensor("exclude_offsets", *offsets, query, ScalarType::Long, {query.size(0) + 1});
+  check_tensor("exclude_keys", *keys, query, ScalarType::Long, {keys->numel()});
+}
+
+// What is in the lists, whose tensors have been checked and are in host memory.
+inline void check_lists(const std::optional<Tensor>& offsets, const std::optional<Tensor>& keys,
+                        int64_t key_count) {
+  if (!offsets) return;
+  const int64_t rows = offsets->numel() - 1, count = keys->numel();
+  const int64_t *offset = data<int64_t>(*offsets), *key = data<int64_t>(*keys);
+  bool rises = offset[0] == 0 && offset[rows] == count;
+  for (int64_t i = 0; i < rows; ++i) rises &= offset[i] <= offset[i + 1];
+  STD_TORCH_CHECK(rises, "cl_kernels: exclude_offsets: expected to rise from 0 to ", count,
+                  ", the number of exclude_keys, got other numbers");
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t p = offset[i]; p < offset[i + 1]; ++p)
+      STD_TORCH_CHECK(key[p] < key_count && key[p] >= (p > offset[i] ? key[p - 1] : 0),
+                      "cl_kernels: exclude_keys: expected numbers in [0, ", key_count,
+                      ") that do not fall within a row, got ", key[p], " in row ", i);
+}
+
+inline void check_search(const Tensor& query, const Tensor& key, int64_t k,
+                         const Options& options) {
+  check_pair(query, key);
+  check_k(k);
+  STD_TORCH_CHECK(key.size(0) <= std::numeric_limits<uint32_t>::max(),
+                  "cl_kernels: key: expected fewer than 2^32 rows, got ", key.size(0));
+  check_filters(options, query, query.size(0), key.size(0));
+}
+
+inline void check_search_vectors(const Tensor& query, const Tensor& key,
+                                 const std::optional<Tensor>& query_factor,
+                                 const std::optional<Tensor>& key_factor,
+                                 const std::optional<Tensor>& below,
+                                 const std::optional<Tensor>& above) {
+  const auto check = [&](const char* name, const std::optional<Tensor>& x, int64_t count) {
+    if (x) check_vector(name, *x, query, count);
+  };
+  check("query_factor", query_factor, query.size(0));
+  check("key_factor", key_factor, key.size(0));
+  check("below", below, query.size(0));
+  check("above", above, query.size(0));
+}
+
+inline void check_survivors(const Tensor& packed, const Tensor& counts, int64_t k) {
+  STD_TORCH_CHECK(
+      packed.dim() == 3 && packed.scalar_type() == ScalarType::Long && packed.is_contiguous(),
+      "cl_kernels: packed: expected contiguous Long [M, parts, size], got ", describe(packed));
+  check_tensor("counts", counts, packed, ScalarType::Int, {packed.size(0), packed.size(1)});
+  check_k(k);
+}
+
+}  // namespace cl
