@@ -44,7 +44,7 @@ template <bool ADD, int ROWS, int COLS, class V, class T>
 __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_row, int64_t a_col,
                                                           const T* b, T* c, int64_t n, int64_t k) {
   constexpr int width = sizeof(V) / sizeof(T);
-  if constexpr (ADD)  // or the last additions would wait for memory
+  if (ADD && n > 1024)  // c is not in the cache: the last additions would wait for it
     for (int i = 0; i < ROWS; ++i)
       for (int j = 0; j < COLS; ++j) __builtin_prefetch(c + i * n + j * width, 1);
   Block<ROWS, COLS, V> sum;
