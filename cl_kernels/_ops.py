@@ -83,7 +83,7 @@ def operator(operation: str, backend: str) -> OpOverload:
 
 def overload(operation: str, backend: str) -> Callable[..., Any]:
     """The operation to be called: torch's own, or in eager code one that hears Ctrl-C."""
-    table = _operators if torch.compiler.is_compiling() else _calls
+    table = _operators if torch.compiler.is_compiling() else _overloads
     return table[operation, backend]
 
 
@@ -193,7 +193,7 @@ _operators = {(op, backend): _define(op, backend) for op in SCHEMAS for backend 
 _operators |= {(op, "native"): _define(op, "native") for op in FUSED_SCHEMAS}
 _operators |= {("topk", backend): _define("topk", backend) for backend in BACKENDS}
 _operators |= {("select_topk", name): _define("select_topk", name) for name in SELECTORS}
-_calls = {
+_overloads = {
     (operation, backend): interruptible(compute) if backend == "native" else compute
     for (operation, backend), compute in _operators.items()
 }
