@@ -82,9 +82,8 @@ def operator(operation: str, backend: str) -> OpOverload:
 
 
 def overload(operation: str, backend: str) -> Callable[..., Any]:
-    """The operation to be called: torch's own, or in eager code one that hears Ctrl-C."""
-    table = _operators if torch.compiler.is_compiling() else _overloads
-    return table[operation, backend]
+    """The operation to be called; a native one lets Ctrl-C out."""
+    return _overloads[operation, backend]
 
 
 def _python_implementation(operation: str, backend: str) -> Callable[..., Any]:

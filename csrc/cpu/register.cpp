@@ -171,7 +171,7 @@ Found search(const Tensor& query, const Tensor& key, int64_t k, std::optional<Te
   check_search(query, key, k, options);
   check_search_vectors(query, key, query_factor, key_factor, below, above);
   check_list_tensors(exclude_offsets, exclude_keys, query);
-  check_lists(exclude_offsets, exclude_keys, key.size(0));
+  check_lists(exclude_offsets, exclude_keys);
   const SearchOptions search{query_factor, key_factor, exclude_offsets, exclude_keys, below, above};
   return topk(query, key, k, search, options);
 }
