@@ -50,6 +50,10 @@ def topk(
     they are, and divided by their lengths in float32 afterwards. Equal scores are ordered by key
     index, on every backend. Memory beyond the results does not grow with N.
 
+    Exact means: every pair is scored, in float32 (float64 for float64 embeddings), with the same
+    bits in every batch. Keys whose true cosines differ by less than about 1e-6 may change places, a
+    cosine may exceed 1 by as much, and rows longer than 1e19 overflow: scale such rows down first.
+
     Args:
         query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64; cast to the keys'
             dtype where they differ.
