@@ -128,7 +128,7 @@ def test_bad_arguments(operation):
             if not (name == "below" and value is None):
                 assert MESSAGE.search(str(error.value)), (name, str(error.value))
             refused.add(name)
-    free = {"normalize", "share", "symmetric", "need_query", "need_key", "logit_bound"}
+    free = {"normalize", "mean", "symmetric", "need_query", "need_key", "logit_bound"}
     free |= {"key_bias", "guide_query", "guide_key"}
     assert refused == set(good) - free
     call(*good.values())
