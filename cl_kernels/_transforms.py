@@ -10,6 +10,8 @@ from torch import Tensor
 from torch._C import _functorch  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 
+from cl_kernels._tracing import in_graph
+
 
 def differentiable(function: type[torch.autograd.Function], *args) -> Any:
     """``function.apply``, and the same inside ``torch.func.grad``."""
@@ -20,8 +22,9 @@ def differentiable(function: type[torch.autograd.Function], *args) -> Any:
     return outputs[0] if context.count == 1 else outputs[: context.count]
 
 
-def refuse_transforms(name: str, x: Tensor) -> None:
-    """Raises for a tangent or a batch of ``vmap``, which the kernels would not see."""
+@in_graph
+def refuse_transforms(name: str, x: Tensor) -> Tensor:
+    """x; raises for a tangent or a batch of ``vmap``, which the kernels would not see."""
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError(
             f"{name}: expected no tangent, got one: forward-mode differentiation (jvp) is not "
@@ -29,6 +32,7 @@ def refuse_transforms(name: str, x: Tensor) -> None:
         )
     if _active():
         _refuse_batch(name, x)
+    return x
 
 
 def _refuse_batch(name: str, x: Tensor) -> None:
@@ -38,8 +42,6 @@ def _refuse_batch(name: str, x: Tensor) -> None:
 
 def check_backward(*grads: Tensor) -> None:
     """To be called by every hand-written backward: under create_graph it would be wrong."""
-    if torch.compiler.is_compiling():
-        return
     for grad in grads:
         _refuse_batch("grad", grad)
     # torch.func.grad always keeps a graph of its backward pass: it is read at a second level.

@@ -23,7 +23,7 @@ def check_embeddings(name: str, x: Tensor, *, streamed: bool = True) -> None:
     if x.layout != torch.strided or x.is_nested:
         kind = "nested" if x.is_nested else str(x.layout)
         raise TypeError(f"{name}: expected a dense tensor, got a {kind} one")
-    if streamed and not torch.compiler.is_compiling():
+    if streamed:
         refuse_transforms(name, x)
     if x.dtype not in DTYPES:
         supported = ", ".join(str(d) for d in DTYPES)
@@ -147,7 +147,7 @@ def as_scalar(
         if value.dim() > 1 or value.numel() != 1:
             raise ValueError(f"{name}: expected {expected}, got shape {list(value.shape)}")
         value = value.reshape(()) if value.dim() else value
-        if streamed and not torch.compiler.is_compiling():
+        if streamed:
             refuse_transforms(name, value)
         if readable(value):
             _check_number(name, value.item(), like, inverted)

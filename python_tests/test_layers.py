@@ -20,7 +20,8 @@ LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"csr"},
     {"_dispatch", "_recording"},
     {"_ops", "pairs", "reading"},
-    {"_precision", "_scopes", "_tracing", "_transforms", "_version"},
+    {"_transforms"},
+    {"_precision", "_scopes", "_tracing", "_version"},
     {"backends"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
