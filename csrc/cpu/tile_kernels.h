@@ -52,8 +52,9 @@ struct TileKernels {
   void (*col_weights)(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse);
 
   // s[i, j] = row_grad[i] * exp(scale * s[i, j] - row_lse[i])
-  //         + col_grad[j] * exp(scale * mirrored[i, j] - col_lse[j]); mirrored may be s.
-  void (*row_col_weights)(T* s, const T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
+  //         + col_grad[j] * exp(scale * mirrored[i, j] - col_lse[j]); mirrored may be s, and is
+  // lost.
+  void (*row_col_weights)(T* s, T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
                           const T* row_lse, const T* col_grad, const T* col_lse);
 
   // value[i, j] = fill unless (row_ids[i] == col_ids[j]) == keep_same.

@@ -83,29 +83,41 @@ void exp_rows(T* s, int64_t m, int64_t n, T scale, const T* max, T* sum) {
   }
 }
 
+// Logits are rounded before lse is taken off them, as they were for lse. A fused multiply-add would
+// keep what lse has lost: at logits of 1e6 weights would be off by a quarter.
+template <class T>
+void scale_row(T* s, int64_t n, T scale) {
+  for (int64_t j = 0; j < n; ++j) s[j] *= scale;
+}
+
 template <class T>
 void row_weights(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse) {
   for (int64_t i = 0; i < m; ++i, s += n) {
     const T g = grad[i], r = lse[i];
-    for (int64_t j = 0; j < n; ++j) s[j] = g * exp_nonpositive(s[j] * scale - r);
+    scale_row(s, n, scale);
+    for (int64_t j = 0; j < n; ++j) s[j] = g * exp_nonpositive(s[j] - r);
   }
 }
 
 template <class T>
 void col_weights(T* __restrict s, int64_t m, int64_t n, T scale, const T* __restrict grad,
                  const T* __restrict lse) {
-  for (int64_t i = 0; i < m; ++i, s += n)
-    for (int64_t j = 0; j < n; ++j) s[j] = grad[j] * exp_nonpositive(s[j] * scale - lse[j]);
+  for (int64_t i = 0; i < m; ++i, s += n) {
+    scale_row(s, n, scale);
+    for (int64_t j = 0; j < n; ++j) s[j] = grad[j] * exp_nonpositive(s[j] - lse[j]);
+  }
 }
 
 template <class T>
-void row_col_weights(T* s, const T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
+void row_col_weights(T* s, T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
                      const T* row_lse, const T* __restrict col_grad, const T* __restrict col_lse) {
   for (int64_t i = 0; i < m; ++i, s += n, mirrored += n) {
     const T g = row_grad[i], r = row_lse[i];
+    scale_row(s, n, scale);
+    if (mirrored != s) scale_row(mirrored, n, scale);
     for (int64_t j = 0; j < n; ++j)
-      s[j] = g * exp_nonpositive(s[j] * scale - r) +
-             col_grad[j] * exp_nonpositive(mirrored[j] * scale - col_lse[j]);
+      s[j] =
+          g * exp_nonpositive(s[j] - r) + col_grad[j] * exp_nonpositive(mirrored[j] - col_lse[j]);
   }
 }
 

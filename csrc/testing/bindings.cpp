@@ -170,18 +170,21 @@ void bind_kernels(py::module_& m, const char* name) {
                        lse.data());
       return result;
     });
-  type.def("row_col_weights", [](const Kernels& kernels, const A& s,
-                                 const std::optional<A>& mirrored, T scale, const A& row_grad,
-                                 const A& row_lse, const A& col_grad, const A& col_lse) {
-    A result = copy(s);
-    check(!mirrored || mirrored->size() == s.size(), "shapes");
-    for (const A* x : {&row_grad, &row_lse}) check_length(*x, s.shape(0));
-    for (const A* x : {&col_grad, &col_lse}) check_length(*x, s.shape(1));
-    kernels.row_col_weights(result.mutable_data(), mirrored ? mirrored->data() : result.data(),
-                            s.shape(0), s.shape(1), scale, row_grad.data(), row_lse.data(),
-                            col_grad.data(), col_lse.data());
-    return result;
-  });
+  type.def("row_col_weights",
+           [](const Kernels& kernels, const A& s, const std::optional<A>& mirrored, T scale,
+              const A& row_grad, const A& row_lse, const A& col_grad, const A& col_lse) {
+             A result = copy(s);
+             check(!mirrored || mirrored->size() == s.size(), "shapes");
+             for (const A* x : {&row_grad, &row_lse}) check_length(*x, s.shape(0));
+             for (const A* x : {&col_grad, &col_lse}) check_length(*x, s.shape(1));
+             std::optional<A> other;
+             if (mirrored) other = copy(*mirrored);
+             T* both = result.mutable_data();
+             kernels.row_col_weights(both, other ? other->mutable_data() : both, s.shape(0),
+                                     s.shape(1), scale, row_grad.data(), row_lse.data(),
+                                     col_grad.data(), col_lse.data());
+             return result;
+           });
   type.def("drop", [](const Kernels& kernels, const A& values, const Ids& row_ids,
                       const Ids& col_ids, bool keep_same, T fill) {
     A result = copy(values);
