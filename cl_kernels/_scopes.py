@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
+
+
+class _Entry(Generic[Value]):
+    def __init__(self, value: Value) -> None:
+        self.value = value
 
 
 class _Here(threading.local):
     """Of each thread its own."""
 
     def __init__(self) -> None:
-        self.value: Any = None  # of the block entered last
+        self.entries: tuple[_Entry, ...] = ()
 
 
 class Scopes(Generic[Value]):
@@ -29,13 +34,14 @@ class Scopes(Generic[Value]):
 
     def innermost(self) -> Value | None:
         """The value of the block entered last, None outside of any."""
-        return self._here.value
+        entries = self._here.entries
+        return entries[-1].value if entries else None
 
     @contextmanager
     def entered(self, value: Value) -> Iterator[Value]:
-        outer = self.innermost()
-        self._here.value = value
+        entry = _Entry(value)
+        self._here.entries = (*self._here.entries, entry)
         try:
             yield value
-        finally:
-            self._here.value = outer
+        finally:  # tasks and generators of one thread may leave in any order: each takes its own
+            self._here.entries = tuple(e for e in self._here.entries if e is not entry)

@@ -12,6 +12,12 @@ from torch.autograd import forward_ad
 
 from cl_kernels._tracing import in_graph
 
+_NO_TANGENT = (
+    "{}: expected no tangent, got one: forward-mode differentiation (jvp) is not supported; "
+    "torch.autograd.grad and torch.func.grad are"
+)
+_NO_VMAP = "{}: expected no tensor under vmap, got one: call in a loop"
+
 
 def differentiable(function: type[torch.autograd.Function], *args) -> Any:
     """``function.apply``, and the same inside ``torch.func.grad``."""
@@ -26,10 +32,7 @@ def differentiable(function: type[torch.autograd.Function], *args) -> Any:
 def refuse_transforms(name: str, x: Tensor) -> Tensor:
     """x; raises for a tangent or a batch of ``vmap``, which the kernels would not see."""
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(
-            f"{name}: expected no tangent, got one: forward-mode differentiation (jvp) is not "
-            "supported; torch.autograd.grad and torch.func.grad are"
-        )
+        raise NotImplementedError(_NO_TANGENT.format(name))
     if _active():
         _refuse_batch(name, x)
     return x
@@ -37,7 +40,7 @@ def refuse_transforms(name: str, x: Tensor) -> Tensor:
 
 def _refuse_batch(name: str, x: Tensor) -> None:
     if _batched(x):
-        raise NotImplementedError(f"{name}: expected no tensor under vmap, got one: call in a loop")
+        raise NotImplementedError(_NO_VMAP.format(name))
 
 
 def check_backward(*grads: Tensor) -> None:
@@ -49,7 +52,8 @@ def check_backward(*grads: Tensor) -> None:
     if twice:
         raise RuntimeError(
             "cl_kernels: double backward (create_graph=True) is not supported: the gradients of "
-            "the streamed statistics are not differentiable"
+            "the streamed statistics are not differentiable. The function that torch.func.vjp "
+            "returns asks for it unless it is called under torch.no_grad()"
         )
 
 
@@ -95,6 +99,14 @@ class _Transformed(torch.autograd.Function):
         kept = output[ctx.context.count :]
         ctx.mark_non_differentiable(*(x for x in kept if x is not None))
         ctx.save_for_backward(*kept)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        raise NotImplementedError(_NO_VMAP.format("input"))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents):
+        raise NotImplementedError(_NO_TANGENT.format("input"))
 
     @staticmethod
     def backward(ctx: Any, *grads):

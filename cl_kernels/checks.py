@@ -112,6 +112,8 @@ def check_filters(
 def check_count(name: str, value: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if torch.compiler.is_compiling():  # a symbol would be bounded for ever
+        most = None
     if value < 1 or (most is not None and value > most):
         expected = "at least 1" if most is None else f"1 to {most}"
         raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -43,7 +44,7 @@ class CSR(NamedTuple):
             tensor([0, 2, 2, 3])
         """
         if isinstance(lists, Mapping):
-            wrong = [row for row in lists if not isinstance(row, int) or row < 0]
+            wrong = [row for row in lists if not isinstance(row, Integral) or row < 0]
             if wrong or (rows is not None and any(row >= rows for row in lists)):
                 least = "" if rows is None else f" below {rows}"
                 raise ValueError(f"lists: expected rows from 0{least}, got {[*lists][:10]}")
@@ -52,10 +53,10 @@ class CSR(NamedTuple):
         if rows is not None and len(lists) != rows:
             raise ValueError(f"lists: expected one for each of {rows} rows, got {len(lists)}")
         try:
-            keys = [int(key) for keys in lists for key in keys]
+            keys = [_index(key) for keys in lists for key in keys]
             counts = torch.tensor([len(keys) for keys in lists], dtype=torch.int64, device="cpu")
         except (TypeError, ValueError) as error:
-            raise TypeError(f"lists: expected lists of integers: {error}") from error
+            raise TypeError(f"lists: expected lists of integers, {error}") from error
         keys = torch.tensor(keys, dtype=torch.int64, device="cpu")
         return cls(_offsets(counts).to(device), keys.to(device))
 
@@ -87,6 +88,12 @@ class CSR(NamedTuple):
         before = torch.zeros(len(self.keys) + 1, dtype=torch.int64, device=self.keys.device)
         torch.cumsum(inside, 0, out=before[1:])
         return CSR(before[self.offsets], self.keys[inside] - first)
+
+
+def _index(key: object) -> int:
+    if isinstance(key, bool) or not isinstance(key, Integral):
+        raise TypeError(f"got {key!r}")
+    return int(key)
 
 
 def _offsets(counts: Tensor) -> Tensor:

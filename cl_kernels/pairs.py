@@ -70,7 +70,8 @@ def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
     if not isinstance(filters, (tuple, list)) or not all(
         isinstance(f, PairFilter) for f in filters
     ):
-        raise TypeError(f"where: expected a PairFilter or a sequence of them, got {where!r}")
+        kind = type(where).__name__
+        raise TypeError(f"where: expected a PairFilter or a sequence of them, got {kind}")
     if len(filters) > most:
         plural = "s" if most > 1 else ""
         raise ValueError(f"where: expected at most {most} filter{plural}, got {len(filters)}")

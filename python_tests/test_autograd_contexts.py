@@ -165,6 +165,47 @@ def test_vmap_is_refused(name):
             torch.vmap(f)(x, y)
 
 
+REFUSED = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
+    "vmap": lambda f, x: torch.vmap(f)(x[None]),
+    "grad of grad": lambda f, x: torch.func.grad(lambda z: torch.func.grad(f)(z).sum())(x),
+}
+
+
+@pytest.mark.parametrize("transform", REFUSED)
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce, queue", "row_logsumexp", "topk"])
+def test_refused_inside_of_torch_compile(name, transform):
+    x, y = pair()
+
+    def transformed(z):
+        return REFUSED[transform](lambda w: LOSSES[name](w, y), z)
+
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"expected no t|double backward|vmap"):
+        torch.compile(transformed, fullgraph=True, backend="aot_eager")(x)
+
+
+@each_loss
+def test_func_grad_inside_of_torch_compile(name):
+    x, y = pair()
+    slope = torch.func.grad(lambda z: LOSSES[name](z, y))
+    torch._dynamo.reset()
+    compiled = torch.compile(slope, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), slope(x))
+
+
+def test_vjp_under_no_grad():
+    x, y = pair()
+    value, pull = torch.func.vjp(lambda z: cl_kernels.nt_xent(z, y), x)
+    with torch.no_grad():
+        (found,) = pull(torch.ones_like(value))
+    torch.testing.assert_close(found, torch.func.grad(cl_kernels.nt_xent)(x, y))
+    with pytest.raises(RuntimeError, match=r"unless it is called under torch.no_grad"):
+        pull(torch.ones_like(value))
+    with pytest.raises(NotImplementedError, match="expected no t"):
+        torch.func.hessian(lambda z: cl_kernels.nt_xent(z, y))(x)
+
+
 def test_gradients_under_vmap_are_refused():
     x, y = (z.requires_grad_() for z in pair())
     rows = cl_kernels.nt_xent(x, y, reduction="none")

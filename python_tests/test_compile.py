@@ -138,6 +138,15 @@ def test_how_many(function):
     assert compiled_in(function, [(*pair(20), k) for k in range(2, 6)]) <= GRAPHS
 
 
+@pytest.mark.parametrize("name", ["below", "above"])
+def test_bounds(name):
+    def function(x, y, bound):
+        return cl_kernels.topk(x, y, 3, **{name: bound})
+
+    calls = [(*pair(20), b) for b in TEMPERATURES]
+    assert compiled_in(function, calls, dynamic=True) <= GRAPHS
+
+
 SAME = {
     "row_logsumexp": lambda q, _: cl_kernels.row_logsumexp(q, q),
     "row_col_logsumexp": lambda q, _: cl_kernels.row_col_logsumexp(q, q),
@@ -196,21 +205,22 @@ def test_blocks_inside_of_what_is_compiled():
 
 
 class _Loss(torch.nn.Module):
-    def __init__(self, function):
+    def __init__(self, function, encoder):
         super().__init__()
-        self.function = function
+        self.function, self.encoder = function, encoder
 
     def forward(self, x, y):
-        return self.function(x, y)
+        return self.function(self.encoder(x), self.encoder(y))
 
 
 @pytest.mark.parametrize(
     "name", ["nt_xent", "clip", "info_nce", "info_nce, queue", "topk", "hardest_negative"]
 )
-def test_exported_with_a_batch_of_any_size(name):
-    batch = torch.export.Dim("batch", min=2, max=4096)
+@pytest.mark.parametrize("trained", [False, True])
+def test_exported_with_a_batch_of_any_size(name, trained):
+    batch = torch.export.Dim("batch", min=2)
     shapes = {"x": {0: batch}, "y": {0: batch}}
-    module = _Loss(OF_PAIRS[name])
+    module = _Loss(OF_PAIRS[name], torch.nn.Linear(8, 8) if trained else torch.nn.Identity())
     program = torch.export.export(module, pair(12, (False, False)), dynamic_shapes=shapes)
     for rows in (2, 7, 40):
         arguments = pair(rows, (False, False))

@@ -113,6 +113,23 @@ def test_scales_that_overflow():
     clip(x.double(), x.double(), 1e39)
 
 
+@pytest.mark.parametrize("logits", [1e3, 1e5, 1e7, 1e9])
+def test_gradients_at_large_logits(logits, backend):
+    """Of float32 they keep what plain torch keeps, however large the logits."""
+    x, y = unit_rows(60, 16), unit_rows(60, 16)
+    for call in (
+        lambda a, b: row_logsumexp(a, b, logits).sum(),
+        lambda a, b: clip(a, b, logits),
+        lambda a, b: nt_xent(a, b, 1 / logits, reduction="none").sum(),
+    ):
+        leaves = [z.clone().requires_grad_() for z in (x, y)]
+        exact = [z.double().requires_grad_() for z in (x, y)]
+        with cl_kernels.use_backend(backend):
+            gradients = torch.autograd.grad(call(*leaves), leaves)
+        for found, truth in zip(gradients, torch.autograd.grad(call(*exact), exact), strict=True):
+            assert (found - truth).norm() <= 3e-4 * truth.norm()
+
+
 def test_a_temperature_in_float16_is_inverted_in_float32():
     x, y = unit_rows(4, 8, torch.float16), unit_rows(4, 8, torch.float16)
     temperature = torch.tensor(1e-7, dtype=torch.float16)
@@ -177,6 +194,12 @@ def test_what_to_leave_out_in_every_form(backend):
         torch.testing.assert_close(tuple(found), tuple(expected), rtol=0, atol=0)
     kept = topk(query, key, 9, keep=~as_mask(LEFT_OUT, 9), backend=backend)
     torch.testing.assert_close(tuple(kept), tuple(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keys", [[True, False], [0.5], [torch.tensor(1.5)]], ids=str)
+def test_lists_that_are_no_indices(keys):
+    with pytest.raises(TypeError, match=r"exclude: lists: expected lists of integers, got"):
+        topk(unit_rows(1, 4), unit_rows(9, 4), 2, exclude=[keys])
 
 
 def test_kept_and_left_out_together(backend):

@@ -1,5 +1,6 @@
 """What a ``with`` block decides holds in its own thread, and ends with it."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -80,6 +81,31 @@ def test_blocks_inside_blocks():
         assert chosen().backend == "reference"
         with ExitStack() as stack:
             stack.enter_context(cl_kernels.use_backend("chunked"))
+        assert chosen().backend == "reference"
+    assert chosen().backend == outside
+
+
+def test_tasks_and_generators_of_one_thread_leave_nothing_behind():
+    outside = chosen().backend
+
+    async def task(name, seconds):
+        with cl_kernels.use_backend(name):
+            await asyncio.sleep(seconds)
+
+    async def both():
+        await asyncio.gather(task("chunked", 0.01), task("reference", 0.02))
+
+    asyncio.run(both())
+    assert chosen().backend == outside
+
+    def suspended():
+        with cl_kernels.use_backend("chunked"):
+            yield
+
+    generator = suspended()
+    next(generator)
+    with cl_kernels.use_backend("reference"):
+        generator.close()
         assert chosen().backend == "reference"
     assert chosen().backend == outside
 

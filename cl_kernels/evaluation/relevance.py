@@ -36,9 +36,9 @@ class LabelRelevance:
     key_labels: Tensor
 
     def counts(self) -> Tensor:
-        ordered = self.key_labels.sort().values
-        up_to = torch.searchsorted(ordered, self.query_labels, right=True)
-        return up_to - torch.searchsorted(ordered, self.query_labels)
+        ordered, labels = self.key_labels.sort().values, self.query_labels.contiguous()
+        up_to = torch.searchsorted(ordered, labels, right=True)
+        return up_to - torch.searchsorted(ordered, labels)
 
     def contains(self, rows: Tensor, keys: Tensor) -> Tensor:
         same = self.key_labels[keys.clamp_min(0)] == self.query_labels[rows, None]

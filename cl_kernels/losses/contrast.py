@@ -35,6 +35,12 @@ def contrast(negatives: Tensor, positive: Tensor) -> Tensor:
     return F.softplus(negatives - positive, threshold=40)
 
 
+def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of both views. (``chunk`` would have torch.export take the batch for a constant.)"""
+    half = rows.shape[0] // 2
+    return rows[:half], rows[half:]
+
+
 class SelfContrast(NamedTuple):
     """Every row of two stacked views: its other view against the rows that are kept."""
 
@@ -50,7 +56,7 @@ class SelfContrast(NamedTuple):
         """Losses of all rows, [2B], and what their gradients need."""
         rows, norm = stack_rows(views, self.normalize)
         lse = overload(self.statistic, self.backend)(rows, scale, *self.options)
-        first, second = rows.chunk(2)
+        first, second = _halves(rows)
         similarity = (first * second).sum(1)  # [B]
         margin = lse.view(2, -1) - scale * similarity  # [2, B]
         losses = F.softplus(margin, threshold=40).view(-1)
@@ -62,7 +68,7 @@ class SelfContrast(NamedTuple):
         losses, grad_scale, grad_rows = compute(
             *views, scale, *self.options, self.normalize, mean, needs
         )
-        return losses, grad_scale, *grad_rows.chunk(2)
+        return losses, grad_scale, *_halves(grad_rows)
 
     def gradients(self, state: tuple, grad: Tensor, needs: Sequence[bool]) -> tuple:
         """Of the scale and the views, in float32, for ``grad`` [2B] or [] of the losses."""
@@ -72,11 +78,11 @@ class SelfContrast(NamedTuple):
         grad_rows, grad_scale = compute(pull.view(-1), lse, rows, scale, *self.options)
         pull = pull.sum(0)  # d loss / d positive is its negative
         weight = (scale * pull)[:, None]
-        (first, second), (grad_first, grad_second) = rows.chunk(2), grad_rows.chunk(2)
+        (first, second), (grad_first, grad_second) = _halves(rows), _halves(grad_rows)
         grad_first.addcmul_(second, weight, value=-1)
         grad_second.addcmul_(first, weight, value=-1)
         grad_scale = grad_scale - (pull * similarity).sum() if needs[0] else None
-        return grad_scale, *unstack_gradient(grad_rows, rows, norm).chunk(2)
+        return grad_scale, *_halves(unstack_gradient(grad_rows, rows, norm))
 
 
 class PairContrast(NamedTuple):

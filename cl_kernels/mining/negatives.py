@@ -120,6 +120,7 @@ def mine_hard_negatives(
         queries, documents, known.rows(), known.keys, normalize=normalize, backend=backend
     )
     ceilings = criteria.ceilings(known, known_scores)
+    finite = None if normalize else torch.inf  # inner products may overflow
     found = topk(
         queries,
         documents,
@@ -127,7 +128,7 @@ def mine_hard_negatives(
         normalize=normalize,
         where=filters,
         exclude=known,
-        below=torch.stack(list(ceilings.values())).amin(0) if ceilings else None,
+        below=torch.stack(list(ceilings.values())).amin(0) if ceilings else finite,
         above=min_score,
         progress=progress,
         backend=backend,

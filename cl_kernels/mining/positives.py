@@ -30,9 +30,10 @@ def pair_scores(
     search: a copy of the positive could then pass below a ceiling that equals its own score. So
     the pairs go through the search.
     """
-    compute = _traced if torch.compiler.is_compiling() else _pair_scores
-    name = choose(backend, query.device, query.dtype)
-    return compute(query.detach(), corpus.detach(), rows, keys, normalize, name)
+    arguments = query.detach(), corpus.detach(), rows, keys, normalize
+    if torch.compiler.is_compiling():
+        return _traced(*arguments, choose(backend, query.device, query.dtype))
+    return _pair_scores(*arguments, backend)
 
 
 def _pair_scores(query, corpus, rows, keys, normalize, backend):

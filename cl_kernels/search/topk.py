@@ -155,7 +155,7 @@ def _check_key(key: Tensor, query: Tensor) -> None:
         raise ValueError(f"key: expected host memory or the device of query, got {key.device}")
     if key.device != query.device and key.requires_grad and torch.is_grad_enabled():
         raise ValueError("key: expected no gradient for keys that are streamed from the host")
-    if key.shape[0] >= _MOST_KEYS:
+    if not torch.compiler.is_compiling() and key.shape[0] >= _MOST_KEYS:
         raise ValueError(f"key: expected fewer than {_MOST_KEYS} rows, got {key.shape[0]}")
 
 
@@ -175,6 +175,8 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
             raise ValueError(f"{name}: expected the device of query, got {bound.device}")
     elif isinstance(bound, bool) or not isinstance(bound, (Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(bound).__name__}")
+    if torch.compiler.is_compiling() and not isinstance(bound, Tensor):
+        bound = query.new_ones((), dtype=accumulator(query)) * bound  # see as_scalar
     bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
     if readable(bounds) and bool(bounds.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got a NaN")

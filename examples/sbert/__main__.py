@@ -63,9 +63,13 @@ def make_parser() -> argparse.ArgumentParser:
                 type=setting.type,
                 choices=setting.metadata["choices"],
                 default=argparse.SUPPRESS,
-                help=f"{setting.metadata['help']} (bag: {setting.default or 'none'})",
+                help=f"{setting.metadata['help']} (bag: {_shown(setting.default)})",
             )
     return parser
+
+
+def _shown(default: object) -> object:
+    return "none" if default in (None, "") else default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
