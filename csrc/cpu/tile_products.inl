@@ -24,19 +24,23 @@ inline int64_t smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 template <int ROWS, int COLS, class V>
 using Block = V[ROWS][COLS];
 
-// sum = a b over a panel, in registers.
+// sum += a b over a panel, in registers.
 template <int ROWS, int COLS, class V, class T>
 __attribute__((always_inline)) inline void multiply_panel(const T* a, int64_t a_row, int64_t a_col,
                                                           const T* b, int64_t n, int64_t k,
                                                           Block<ROWS, COLS, V>& sum) {
   constexpr int width = sizeof(V) / sizeof(T);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLS; ++j) sum[i][j] = V{};
   for (int64_t p = 0; p < k; ++p, a += a_col, b += n)
     for (int j = 0; j < COLS; ++j) {
       const V column = *reinterpret_cast<const V*>(b + j * width);
       for (int i = 0; i < ROWS; ++i) sum[i][j] += a[i * a_row] * column;
     }
+}
+
+template <int ROWS, int COLS, class V>
+__attribute__((always_inline)) inline void clear(Block<ROWS, COLS, V>& sum) {
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < COLS; ++j) sum[i][j] = V{};
 }
 
 // c = a b over a stack, or c += a b.
@@ -48,11 +52,21 @@ __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_
     for (int i = 0; i < ROWS; ++i)
       for (int j = 0; j < COLS; ++j) __builtin_prefetch(c + i * n + j * width, 1);
   Block<ROWS, COLS, V> sum;
+  if (ADD && k <= kPanel) {  // a single panel, as small problems have: its terms go onto c
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < COLS; ++j) sum[i][j] = *reinterpret_cast<V*>(c + i * n + j * width);
+    multiply_panel<ROWS, COLS, V>(a, a_row, a_col, b, n, k, sum);
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < COLS; ++j) *reinterpret_cast<V*>(c + i * n + j * width) = sum[i][j];
+    return;
+  }
+  clear<ROWS, COLS, V>(sum);
   multiply_panel<ROWS, COLS, V>(a, a_row, a_col, b, n, smaller(kPanel, k), sum);
   if (k > kPanel) {  // registers hold one of the two sums
     Block<ROWS, COLS, V> total;
     std::memcpy(total, sum, sizeof sum);
     for (int64_t p = kPanel; p < k; p += kPanel) {
+      clear<ROWS, COLS, V>(sum);
       multiply_panel<ROWS, COLS, V>(a + p * a_col, a_row, a_col, b + p * n, n,
                                     smaller(kPanel, k - p), sum);
       for (int i = 0; i < ROWS; ++i)
