@@ -152,7 +152,7 @@ assert torch.equal(results[0], expected)
 def run(program, *arguments):
     skip_unless_usable("native")
     command = [sys.executable, "-c", program, *arguments]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-3000:]
 
 

@@ -175,12 +175,11 @@ PairsContrast contrast_pairs(const Tensor& query, const Tensor& key, const Tenso
   return {losses, scalar(query, static_cast<T>(grad_scale)), grad_query, grad_key};
 }
 
-#define CL_INSTANTIATE(T)                                                                          \
-  template ViewsContrast contrast_views<T>(const Tensor&, const Tensor&, const Tensor&,            \
-                                           const Options&, bool, bool,                           \
-                                           const std::vector<bool>&);                              \
-  template PairsContrast contrast_pairs<T>(const Tensor&, const Tensor&, const Tensor&,            \
-                                           const Options&, bool, bool, const std::vector<bool>&, \
+#define CL_INSTANTIATE(T)                                                                         \
+  template ViewsContrast contrast_views<T>(const Tensor&, const Tensor&, const Tensor&,           \
+                                           const Options&, bool, bool, const std::vector<bool>&); \
+  template PairsContrast contrast_pairs<T>(const Tensor&, const Tensor&, const Tensor&,           \
+                                           const Options&, bool, bool, const std::vector<bool>&,  \
                                            bool);
 CL_INSTANTIATE(float)
 CL_INSTANTIATE(double)
