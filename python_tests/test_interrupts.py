@@ -21,6 +21,7 @@ import cl_kernels
 from cl_kernels._ops import overload
 
 PATIENCE = 15
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 torch.manual_seed(0)
 torch.set_num_threads(2)
 x = torch.randn(256).expand(160_000, 256).contiguous()
