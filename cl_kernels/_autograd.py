@@ -15,35 +15,23 @@ from cl_kernels.calls import CallOptions, scale_tensor
 
 
 @in_graph
-def row_logsumexp(
-    query: Tensor, key: Tensor, scale: float | Tensor, backend: str, options: CallOptions
-):
-    scale, options = scale_tensor(scale, query), options.concrete()
-    if not _needs_grad(query, key, scale):
-        compute = overload("row_logsumexp", backend)
-        return compute(query.contiguous(), key.contiguous(), scale, *options)
-    if key.requires_grad:
-        return differentiable(_RowLogSumExp, query, key, scale, backend, options)
-    return differentiable(_RowLogSumExpFrozenKey, query, key, scale, backend, options)
-
-
-@in_graph
-def row_col_logsumexp(
-    query: Tensor, key: Tensor, scale: float | Tensor, backend: str, options: CallOptions
-):
-    scale, options = scale_tensor(scale, query), options.concrete()
-    if not _needs_grad(query, key, scale):
-        compute = overload("row_col_logsumexp", backend)
-        return compute(query.contiguous(), key.contiguous(), scale, *options)
-    return differentiable(_RowColLogSumExp, query, key, scale, backend, options)
-
-
-@in_graph
-def self_logsumexp(x: Tensor, scale: float | Tensor, backend: str, options: CallOptions):
-    scale, options = scale_tensor(scale, x), options.concrete()
-    if not _needs_grad(x, scale):
-        return overload("self_logsumexp", backend)(x.contiguous(), scale, *options)
-    return differentiable(_SelfLogSumExp, x, scale, backend, options)
+def streamed(
+    statistic: str,
+    backend: str,
+    options: CallOptions,
+    scale: float | Tensor,
+    *embeddings: Tensor,
+) -> Any:
+    """A statistic of ``scale`` times the products of query and key, or of one with itself."""
+    scale, options = scale_tensor(scale, embeddings[0]), options.concrete()
+    trained = [x.requires_grad for x in (*embeddings, scale)]
+    if not (torch.is_grad_enabled() and any(trained)):
+        rows = (x.contiguous() for x in embeddings)
+        return overload(statistic, backend)(*rows, scale, *options)
+    function = _FUNCTIONS[statistic]
+    if function is _RowLogSumExp and not embeddings[1].requires_grad:
+        function = _RowLogSumExpFrozenKey
+    return differentiable(function, *embeddings, scale, backend, options)
 
 
 class _RowLogSumExp(torch.autograd.Function):
@@ -143,5 +131,8 @@ def _pair_gradients(ctx: Any, compute, statistics, query, key, scale, options):
     )
 
 
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+_FUNCTIONS = {
+    "row_logsumexp": _RowLogSumExp,
+    "row_col_logsumexp": _RowColLogSumExp,
+    "self_logsumexp": _SelfLogSumExp,
+}

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
+from cl_kernels._precision import accumulator
 from cl_kernels.backends.native import interruptible
 
 BACKENDS = ("reference", "chunked", "native", "triton")
@@ -76,11 +76,6 @@ def backend_module(name: str) -> ModuleType:
     return import_module(f"cl_kernels.backends.{name}")
 
 
-def operator(operation: str, backend: str) -> OpOverload:
-    """The operation as one backend computes it, as torch knows it."""
-    return _operators[operation, backend]
-
-
 def overload(operation: str, backend: str) -> Callable[..., Any]:
     """The operation to be called; a native one lets Ctrl-C out."""
     return _overloads[operation, backend]
@@ -100,7 +95,7 @@ def _python_implementation(operation: str, backend: str) -> Callable[..., Any]:
 
 
 def _accumulator(x: Tensor, *size) -> Tensor:
-    return x.new_empty(size, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty(size, dtype=accumulator(x))
 
 
 def _gradients(query: Tensor, key: Tensor, need_query: bool, need_key: bool):
@@ -178,21 +173,20 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
 _ALL_SCHEMAS = SCHEMAS | FUSED_SCHEMAS | SEARCH_SCHEMAS
 
 
-def _define(operation: str, backend: str) -> OpOverload:
+def _define_overload(operation: str, backend: str) -> Callable[..., Any]:
     name = f"{operation}.{backend}"
     _library.define(name + _ALL_SCHEMAS[operation])
     torch.library.register_fake(f"cl_kernels::{name}", _FAKES[operation], lib=_library)
     if backend in PYTHON_BACKENDS:
         implementation = _python_implementation(operation, backend)
         _library.impl(name, implementation, "CompositeExplicitAutograd")
-    return getattr(getattr(torch.ops.cl_kernels, operation), backend)
+    compute = getattr(getattr(torch.ops.cl_kernels, operation), backend)
+    return interruptible(compute) if backend == "native" else compute
 
 
-_operators = {(op, backend): _define(op, backend) for op in SCHEMAS for backend in BACKENDS}
-_operators |= {(op, "native"): _define(op, "native") for op in FUSED_SCHEMAS}
-_operators |= {("topk", backend): _define("topk", backend) for backend in BACKENDS}
-_operators |= {("select_topk", name): _define("select_topk", name) for name in SELECTORS}
 _overloads = {
-    (operation, backend): interruptible(compute) if backend == "native" else compute
-    for (operation, backend), compute in _operators.items()
+    (op, backend): _define_overload(op, backend) for op in SCHEMAS for backend in BACKENDS
 }
+_overloads |= {(op, "native"): _define_overload(op, "native") for op in FUSED_SCHEMAS}
+_overloads |= {("topk", backend): _define_overload("topk", backend) for backend in BACKENDS}
+_overloads |= {("select_topk", name): _define_overload("select_topk", name) for name in SELECTORS}

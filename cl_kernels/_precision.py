@@ -1,10 +1,16 @@
-"""Which floating-point types a device has."""
+"""Which floating-point types numbers are held in."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 _WITHOUT_FLOAT64 = {"mps"}
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """What sums and results for embeddings like x are held in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
 from cl_kernels._scopes import Scopes
 
 
@@ -57,5 +58,5 @@ def record(
     calls = _calls.innermost()
     assert calls is not None, "nobody records"
     calls.append(call)
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = accumulator(query)
     return query.new_zeros(M, dtype=dtype), query.new_zeros(N, dtype=dtype)

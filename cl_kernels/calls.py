@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import requested
-from cl_kernels.checks import DTYPES, accumulator, autocast_dtype, check_filters
+from cl_kernels._precision import accumulator
+from cl_kernels.checks import DTYPES, autocast_dtype, check_filters
 from cl_kernels.pairs import Where
 
 
@@ -93,8 +94,8 @@ def scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), scale, dtype=accumulator(x), device=x.device)
 
 
-def note_call(primitive, name, backend, query, shape, options) -> tuple[Tensor, Tensor]:
+def note_call(primitive, name, backend, query, shape, compute_dtype) -> tuple[Tensor, Tensor]:
     """For ``explain``: zeros in place of the statistics of rows and columns."""
     asked = requested(backend)
     source = None if asked is None else asked[1]
-    return _recording.record(primitive, name, source, query, shape, options.compute_dtype)
+    return _recording.record(primitive, name, source, query, shape, compute_dtype)

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
 from cl_kernels._transforms import refuse_transforms
 from cl_kernels.pairs import PairFilter, Where, as_filters
 from cl_kernels.reading import readable
@@ -61,11 +62,6 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
-def accumulator(x: Tensor) -> torch.dtype:
-    """What sums and results for embeddings like x are held in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def check_matches(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     """Raises unless x has the width, dtype and device of ``like``."""
     if x.shape[-1] != like.shape[-1]:
@@ -107,6 +103,29 @@ def check_filters(
                     f"got {ids.device}"
                 )
     return filters
+
+
+def check_indices(name: str, index: Tensor, query: Tensor, num_keys: int, least: int = 0) -> None:
+    """Raises unless there is an index in [least, num_keys) for each query; -1 stands for none."""
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
+        kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name}: expected an int64 or int32 tensor, got {kind}")
+    if index.shape != query.shape[:1]:
+        raise ValueError(
+            f"{name}: expected one index for each of the {query.shape[0]} queries, "
+            f"got shape {list(index.shape)}"
+        )
+    if index.device != query.device:
+        raise ValueError(
+            f"{name}: expected the device of query, {query.device}, got {index.device}"
+        )
+    if readable(index) and index.numel():
+        low, high = int(index.min()), int(index.max())
+        if low < least or high >= num_keys:
+            none = ", or -1" if least < 0 else ""
+            raise ValueError(
+                f"{name}: expected indices in [0, {num_keys}){none}, got {low} to {high}"
+            )
 
 
 def check_count(name: str, value: int, most: int | None = None) -> int:
@@ -162,9 +181,15 @@ def as_scalar(
     if not torch.compiler.is_compiling():
         value = float(value)
         _check_number(name, value, like, inverted)
-    elif like is not None:  # a symbol would be compiled for each value, unless it is a factor
-        value = like.new_ones((), dtype=accumulator(like)) * value
+    elif like is not None:
+        value = as_factor(value, like)
     return 1 / value if inverted else value
+
+
+def as_factor(number: float, like: Tensor) -> Tensor:
+    """A number as a 0-d tensor: torch.compile compiles anew for every value of a symbol, unless it
+    is a factor."""
+    return like.new_ones((), dtype=accumulator(like)) * number
 
 
 def _check_number(name: str, number: float, like: Tensor | None, inverted: bool) -> None:

@@ -120,11 +120,11 @@ def as_csr(name: str, value: Lists, rows: int, num_keys: int, device: torch.devi
     lists = _parsed(name, value, rows, num_keys, device)
     if isinstance(lists, Tensor):
         _check_device(name, (lists,), device)
-        lists = _from_tensor(name, lists)
-    else:
-        _check_device(name, lists, device)
-        _check_offsets(name, lists)
-    _check_keys(name, lists.keys, 0, num_keys)
+        _check_keys(name, lists, num_keys)
+        return _from_tensor(lists)
+    _check_device(name, lists, device)
+    _check_offsets(name, lists)
+    _check_keys(name, lists.keys, num_keys)
     return lists
 
 
@@ -138,7 +138,7 @@ def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.de
     if isinstance(lists, Tensor):
         _check_device(name, (lists,), device)
         if readable(lists):
-            _check_keys(name, lists, 0 if lists.dim() == 1 else -1, num_keys)
+            _check_keys(name, lists, num_keys)
         padded = lists[:, None] if lists.dim() == 1 else lists
         offsets = torch.arange(rows + 1, device=device) * padded.shape[1]
         return CSR(offsets, padded.sort(1).values.flatten())
@@ -146,7 +146,7 @@ def left_out(name: str, value: Lists, rows: int, num_keys: int, device: torch.de
     offsets, keys = lists
     if readable(offsets):
         _check_offsets(name, lists)
-        _check_keys(name, keys, 0, num_keys)
+        _check_keys(name, keys, num_keys)
     else:  # whatever they hold, they stay inside
         offsets = offsets.clamp(0, keys.shape[0]).cummax(0).values
     place = torch.arange(keys.shape[0], device=device)
@@ -194,12 +194,13 @@ def _check_device(name: str, parts: Sequence[Tensor], device: torch.device) -> N
             raise ValueError(f"{name}: expected the device of query, {device}, got {x.device}")
 
 
-def _check_keys(name: str, keys: Tensor, least: int, num_keys: int) -> None:
+def _check_keys(name: str, keys: Tensor, num_keys: int) -> None:
+    """Raises unless they are in [0, num_keys); lists [M, P] are padded with -1."""
     if not keys.numel():
         return
     low, high = int(keys.min()), int(keys.max())
-    if low < least or high >= num_keys:
-        padding = ", or -1 as padding" if least < 0 else ""
+    if low < 1 - keys.dim() or high >= num_keys:
+        padding = ", or -1 as padding" if keys.dim() == 2 else ""
         raise ValueError(f"{name}: expected keys in [0, {num_keys}){padding}, got {low} to {high}")
 
 
@@ -213,11 +214,9 @@ def _indices(name: str, value: Tensor, rows: int) -> Tensor:
     return value
 
 
-def _from_tensor(name: str, value: Tensor) -> CSR:
+def _from_tensor(value: Tensor) -> CSR:
     if value.dim() == 1:
         return CSR(torch.arange(len(value) + 1, device=value.device), value)
-    if value.numel() and int(value.min()) < -1:
-        raise ValueError(f"{name}: expected keys, or -1 as padding, got {int(value.min())}")
     filled = value >= 0
     return CSR(_offsets(filled.sum(1)), value[filled])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels import _autograd, _recording
+from cl_kernels import _recording
+from cl_kernels._autograd import streamed
 from cl_kernels._dispatch import choose
 from cl_kernels.calls import call_options, note_call
 from cl_kernels.checks import as_pair, as_scalar, check_embeddings, refuse_unbuilt
@@ -60,8 +61,8 @@ def row_logsumexp(
     options = call_options(query, shape, where, compute_dtype, logit_bound)
     name = choose(backend, query.device, query.dtype)
     if _recording.active():
-        return note_call("row_logsumexp", name, backend, query, shape, options)[0]
-    return _autograd.row_logsumexp(query, key, scale, name, options)
+        return note_call("row_logsumexp", name, backend, query, shape, options.compute_dtype)[0]
+    return streamed("row_logsumexp", name, options, scale, query, key)
 
 
 def row_col_logsumexp(
@@ -92,8 +93,8 @@ def row_col_logsumexp(
     options = call_options(query, shape, where, compute_dtype, logit_bound)
     name = choose(backend, query.device, query.dtype)
     if _recording.active():
-        return note_call("row_col_logsumexp", name, backend, query, shape, options)
-    return _autograd.row_col_logsumexp(query, key, scale, name, options)
+        return note_call("row_col_logsumexp", name, backend, query, shape, options.compute_dtype)
+    return streamed("row_col_logsumexp", name, options, scale, query, key)
 
 
 def self_logsumexp(
@@ -126,8 +127,8 @@ def self_logsumexp(
     options = call_options(x, shape, where, compute_dtype, logit_bound)
     name = choose(backend, x.device, x.dtype)
     if _recording.active():
-        return note_call("self_logsumexp", name, backend, x, shape, options)[0]
-    return _autograd.self_logsumexp(x, scale, name, options)
+        return note_call("self_logsumexp", name, backend, x, shape, options.compute_dtype)[0]
+    return streamed("self_logsumexp", name, options, scale, x)
 
 
 def pair_logits(query: Tensor, key: Tensor, scale: float | Tensor = 1.0) -> Tensor:

@@ -76,3 +76,9 @@ def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
         plural = "s" if most > 1 else ""
         raise ValueError(f"where: expected at most {most} filter{plural}, got {len(filters)}")
     return tuple(filters)
+
+
+def count_same(query_ids: Tensor, key_ids: Tensor) -> Tensor:
+    """How many keys [N] have the query's id, [M]."""
+    ordered, ids = key_ids.sort().values, query_ids.contiguous()
+    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)

@@ -24,6 +24,11 @@ GRADIENT = {
 }
 
 
+def operator(operation, backend):
+    """An operation as one backend computes it, as torch knows it."""
+    return getattr(getattr(torch.ops.cl_kernels, operation), backend)
+
+
 def accumulator(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -21,8 +21,9 @@ LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"_dispatch", "_recording"},
     {"_ops", "pairs", "reading"},
     {"_transforms"},
-    {"_precision", "_scopes", "_tracing", "_version"},
+    {"_scopes", "_tracing", "_version"},
     {"backends"},
+    {"_precision"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 MODULES = {

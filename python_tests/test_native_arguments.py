@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, operator, overload
+from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, overload
 from python_tests.conftest import skip_unless_usable
+from python_tests.helpers import operator
 
 OPERATIONS = (*SCHEMAS, *FUSED_SCHEMAS, "topk", "select_topk")
 EMBEDDINGS = ("query", "key", "x", "view_0", "view_1")

@@ -8,7 +8,7 @@ from torch import nn
 
 import cl_kernels
 from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
-from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, SELECTORS, operator, overload
+from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, SELECTORS, overload
 from python_tests.conftest import skip_unless_usable
 from python_tests.helpers import (
     PRIMITIVES,
@@ -16,6 +16,7 @@ from python_tests.helpers import (
     embeddings,
     filters,
     leaf,
+    operator,
     statistics,
     unit_rows,
 )

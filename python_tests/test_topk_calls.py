@@ -8,9 +8,9 @@ import torch
 
 import cl_kernels
 from cl_kernels import PairFilter, topk
-from cl_kernels._ops import operator
 from cl_kernels.search import scan, stream
 from cl_kernels.search.scores import nothing_found
+from python_tests.helpers import operator
 
 
 def some(M=6, N=11, D=5, dtype=torch.float64):

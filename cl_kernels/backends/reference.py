@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
+
 
 def unavailable() -> str | None:
     return None
@@ -19,8 +21,7 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _rounded(x: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.to(compute_dtype).to(accumulator)
+    return x.to(compute_dtype).to(accumulator(x))
 
 
 def _kept(query_ids, key_ids, keep_same, M: int, N: int, device) -> Tensor:

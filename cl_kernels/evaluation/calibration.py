@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
+
 from .checks import check_finite_embeddings, check_labels, check_number
 from .pair_scores import Operating, Pairs, Source, pairs_within, thresholds
 
@@ -134,7 +136,7 @@ def calibrate_gallery(
             "labels: expected pairs of the same label and pairs of different ones, "
             f"got {genuine} and {impostors}"
         )
-    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    dtype = accumulator(embeddings)
     pairs = pairs_within(embeddings, labels, normalize)
     return _calibrate(pairs, dtype, genuine, impostors, false_accept_rate, false_reject_rate)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels.csr import CSR, Lists, as_csr
+from cl_kernels.pairs import count_same
 
 from .checks import check_labels
 
@@ -36,9 +37,7 @@ class LabelRelevance:
     key_labels: Tensor
 
     def counts(self) -> Tensor:
-        ordered, labels = self.key_labels.sort().values, self.query_labels.contiguous()
-        up_to = torch.searchsorted(ordered, labels, right=True)
-        return up_to - torch.searchsorted(ordered, labels)
+        return count_same(self.query_labels, self.key_labels)
 
     def contains(self, rows: Tensor, keys: Tensor) -> Tensor:
         same = self.key_labels[keys.clamp_min(0)] == self.query_labels[rows, None]

@@ -167,7 +167,7 @@ def contrast_of(
     options = call_options(first, (M, N), where, None, logit_bound, (excluded, excluded))
     name = choose(backend, first.device, first.dtype)
     if _recording.active():
-        rows, _ = note_call(statistic, name, backend, first, (M, N), options)
+        rows, _ = note_call(statistic, name, backend, first, (M, N), options.compute_dtype)
         return total(rows, reduction)
     return _contrast_of(statistic, normalize, reduction, name, options, scale, first, second)
 

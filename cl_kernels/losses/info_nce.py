@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels.calls import default_compute_dtype
-from cl_kernels.checks import as_alike, check_embeddings
+from cl_kernels.checks import as_alike, check_embeddings, check_indices
 from cl_kernels.functional import pair_logits, row_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
@@ -29,7 +29,6 @@ from cl_kernels.losses.hardest import (
 )
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters
-from cl_kernels.reading import readable
 
 
 def info_nce(
@@ -86,7 +85,7 @@ def info_nce(
     if target is None:
         check_same_rows("positive_key", positive_key, "query", query)
     else:
-        _check_target(target, query, positive_key)
+        check_indices("target", target, query, positive_key.shape[0])
     if negative_keys is not None:
         _check_negative_keys(negative_keys, query)
         query, positive_key, negative_keys = as_alike(
@@ -154,27 +153,6 @@ def _logsumexp(queries: Tensor, negatives: Negatives, scale, **statistic) -> Ten
         return row_logsumexp(queries, negatives.keys, scale, where=negatives.where, **statistic)
     similarity = own_similarity(queries, negatives)
     return logsumexp_of(scale * similarity, negatives.counted)
-
-
-def _check_target(target: Tensor, query: Tensor, positive_key: Tensor) -> None:
-    if not isinstance(target, Tensor) or target.dtype not in (torch.int64, torch.int32):
-        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"target: expected an int64 or int32 tensor, got {kind}")
-    if target.shape != query.shape[:1]:
-        raise ValueError(
-            f"target: expected one index for each of the {query.shape[0]} queries, "
-            f"got shape {list(target.shape)}"
-        )
-    if target.device != query.device:
-        raise ValueError(
-            f"target: expected the device of query, {query.device}, got {target.device}"
-        )
-    if readable(target) and target.numel():
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= positive_key.shape[0]:
-            raise ValueError(
-                f"target: expected indices in [0, {positive_key.shape[0]}), got {low} to {high}"
-            )
 
 
 def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:

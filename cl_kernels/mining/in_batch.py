@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import as_scalar, check_embeddings
+from cl_kernels.checks import as_scalar, check_embeddings, check_indices
 from cl_kernels.mining.positives import pair_scores
 from cl_kernels.pairs import PairFilter
-from cl_kernels.reading import readable
 from cl_kernels.search import TopK, topk
 
 
@@ -104,7 +103,7 @@ def semi_hard_negative(
             found = hardest_positive(query, labels, key, key_labels, **settings)
         ceiling = found.values.masked_fill(found.indices < 0, -torch.inf)
     else:
-        _check_positive(positive, query, keys)
+        check_indices("positive", positive, query, keys.shape[0], least=-1)
         rows = torch.arange(query.shape[0], device=query.device)
         scores = pair_scores(query, keys, rows, positive.clamp_min(0).long(), **settings)
         ceiling = scores.masked_fill(positive < 0, -torch.inf)
@@ -131,27 +130,6 @@ def _keys(
         row = torch.arange(query.shape[0], device=query.device)
         where = (*where, PairFilter(row, row, "different"))
     return query, where
-
-
-def _check_positive(positive: Tensor, query: Tensor, keys: Tensor) -> None:
-    if not isinstance(positive, Tensor) or positive.dtype not in (torch.int64, torch.int32):
-        kind = positive.dtype if isinstance(positive, Tensor) else type(positive).__name__
-        raise TypeError(f"positive: expected an integer tensor, got {kind}")
-    if positive.shape != query.shape[:1]:
-        raise ValueError(
-            f"positive: expected one index for each of the {query.shape[0]} queries, "
-            f"got shape {list(positive.shape)}"
-        )
-    if positive.device != query.device:
-        raise ValueError(
-            f"positive: expected the device of query, {query.device}, got {positive.device}"
-        )
-    if readable(positive) and positive.numel():
-        low, high = int(positive.min()), int(positive.max())
-        if low < -1 or high >= keys.shape[0]:
-            raise ValueError(
-                f"positive: expected indices in [0, {keys.shape[0]}), or -1, got {low} to {high}"
-            )
 
 
 def _first(found: TopK) -> TopK:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import define
-from cl_kernels.checks import accumulator
+from cl_kernels._precision import accumulator
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 

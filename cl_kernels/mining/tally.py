@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
 from cl_kernels.csr import CSR, as_csr
 from cl_kernels.mining.criteria import Criteria
 from cl_kernels.mining.shortfall import FILTERS, Removed, Shortfall
 from cl_kernels.mining.where import count_dropped, dropped
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import TopK
-from cl_kernels.search.scores import accumulator
 from cl_kernels.search.stream import blocks
 
 _ROWS, _COLUMNS = 1024, 2048  # queries and candidates looked at together

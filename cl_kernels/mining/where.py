@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cl_kernels.pairs import PairFilter
+from cl_kernels.pairs import PairFilter, count_same
 
 
 def count_dropped(filters: Sequence[PairFilter], rows: Tensor, num_keys: int) -> Tensor:
@@ -18,9 +18,9 @@ def count_dropped(filters: Sequence[PairFilter], rows: Tensor, num_keys: int) ->
     kept = torch.full_like(rows, num_keys)
     ids = [(f.query_ids[rows], f.key_ids) for f in filters]
     if filters:
-        kept = _count_kept(filters[0].keep, kept, _count_same(*ids[0]))
+        kept = _count_kept(filters[0].keep, kept, count_same(*ids[0]))
     if len(filters) == 2:
-        both, second = _count_same(*_joint(*ids)), _count_same(*ids[1])
+        both, second = count_same(*_joint(*ids)), count_same(*ids[1])
         # Of the keys with the second filter's id, those that the first keeps.
         kept = _count_kept(filters[1].keep, kept, _count_kept(filters[0].keep, second, both))
     return num_keys - kept
@@ -37,13 +37,6 @@ def dropped(filters: Sequence[PairFilter], rows: Tensor, keys: Tensor | slice) -
         same = f.query_ids[rows] == f.key_ids[keys]
         result = result | (~same if f.keep == "same" else same)
     return result
-
-
-def _count_same(query_ids: Tensor, key_ids: Tensor) -> Tensor:
-    """How many keys have the query's id, [m]."""
-    ordered = key_ids.sort().values
-    up_to = torch.searchsorted(ordered, query_ids, right=True)
-    return up_to - torch.searchsorted(ordered, query_ids)
 
 
 def _joint(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

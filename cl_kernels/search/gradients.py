@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cl_kernels._ops import define
+from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
-from cl_kernels.checks import accumulator
 
 from .scores import factors
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._ops import define, overload
-from cl_kernels.checks import accumulator
+from cl_kernels._precision import accumulator
 from cl_kernels.csr import CSR
 
 from .scores import TopK, inverse_norms, nothing_found

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import accumulator
+from cl_kernels._precision import accumulator
 
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize: a zero vector scores 0
 

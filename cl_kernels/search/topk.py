@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import choose, reason_against, requested
-from cl_kernels.checks import accumulator, check_count, check_embeddings, check_filters
+from cl_kernels._dispatch import choose, reason_against
+from cl_kernels._precision import accumulator
+from cl_kernels.calls import note_call
+from cl_kernels.checks import as_factor, check_count, check_embeddings, check_filters
 from cl_kernels.csr import CSR, Lists, left_out
 from cl_kernels.pairs import Where
 from cl_kernels.reading import readable
@@ -101,9 +103,7 @@ def topk(
     if name == "triton":  # the compiled library, if there is one, selects from what its scan finds
         reason_against("native", queries.device, queries.dtype)
     if _recording.active():
-        asked = requested(backend)
-        source = None if asked is None else asked[1]
-        _recording.record("topk", name, source, queries, (M, N), queries.dtype)
+        note_call("topk", name, backend, queries, (M, N), queries.dtype)
         return nothing_found(queries, k)
 
     arguments: tuple[Any, ...] = (
@@ -175,8 +175,8 @@ def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
             raise ValueError(f"{name}: expected the device of query, got {bound.device}")
     elif isinstance(bound, bool) or not isinstance(bound, (Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(bound).__name__}")
-    if torch.compiler.is_compiling() and not isinstance(bound, Tensor):
-        bound = query.new_ones((), dtype=accumulator(query)) * bound  # see as_scalar
+    elif torch.compiler.is_compiling():
+        bound = as_factor(bound, query)
     bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
     if readable(bounds) and bool(bounds.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got a NaN")

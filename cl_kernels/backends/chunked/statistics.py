@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
+
 TILE_ROWS = 512
 TILE_COLS = 2048  # a float32 tile and its temporaries take about 50 MB
 
@@ -18,7 +20,7 @@ class _Tiles:
         self.query, self.key, self.scale = query, key, scale
         self.filters = list(zip(query_ids, key_ids, keep_same, strict=True))
         self.compute_dtype = options[4]
-        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        self.dtype = accumulator(query)
 
     def new_full(self, size, value: float) -> Tensor:
         return self.query.new_full(size, value, dtype=self.dtype)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cl_kernels._precision import accumulator
+
 # Every tile is padded to this shape, so that a pair's product has the same bits in any batch. In
 # one whose columns are no multiple of 48 the last ones get other bits from MKL.
 SEARCH_ROWS, SEARCH_COLS = 64, 3840
@@ -21,7 +23,7 @@ class _SearchTiles:
         exclude_offsets, exclude_keys, below, above,
     ):  # fmt: skip
         self.query, self.key = query, key
-        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        self.dtype = accumulator(query)
         self.filters = list(zip(query_ids, key_ids, keep_same, strict=True))
         self.query_factor, self.key_factor = query_factor, key_factor
         self.below, self.above = below, above
