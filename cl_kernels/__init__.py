@@ -8,7 +8,6 @@ from cl_kernels._dispatch import use_backend
 from cl_kernels._version import __version__
 from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
-from cl_kernels.functional import pair_logits, row_col_logsumexp, row_logsumexp, self_logsumexp
 from cl_kernels.grad_cache import GradCache, grad_cache_step
 from cl_kernels.losses import clip, info_nce, nt_xent
 from cl_kernels.mining import (
@@ -23,6 +22,8 @@ from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
 from cl_kernels.pairs import PairFilter
 from cl_kernels.reading import debug_checks
 from cl_kernels.search import TopK, topk
+from cl_kernels.statistics.functions import row_col_logsumexp, row_logsumexp, self_logsumexp
+from cl_kernels.statistics.positives import pair_logits
 
 __all__ = [
     "CSR",

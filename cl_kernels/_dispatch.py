@@ -6,19 +6,38 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
-from cl_kernels._ops import BACKENDS, backend_module
 from cl_kernels._scopes import Scopes
 from cl_kernels._tracing import called_while_tracing
+from cl_kernels.backends import BACKENDS, backend_module, offered
 
 ENVIRONMENT_VARIABLE = "CL_KERNELS_BACKEND"
-# The CUDA library has not run on a GPU yet: it serves who asks for it by name.
-PREFERENCE = {"cpu": ("native", "chunked"), "cuda": ("triton", "chunked")}
 
 _requested: Scopes[str] = Scopes()
 _usable: dict[tuple[str, torch.device | str, torch.dtype], str | None] = {}
+
+
+class Request(NamedTuple):
+    """What a backend is asked to serve.
+
+    Args:
+        operation: The name of its schema, such as "row_logsumexp".
+        device: Of the embeddings.
+        dtype: Of the embeddings.
+        compute_dtype: Of the tile products.
+        width: Columns of the embeddings.
+        options: Names of what is given of ``Pairs``, beside filters.
+    """
+
+    operation: str
+    device: torch.device
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    width: int
+    options: tuple[str, ...] = ()
 
 
 def check_name(name: str, source: str) -> str:
@@ -84,17 +103,19 @@ def requested(backend: str | None) -> tuple[str, str] | None:
     return None
 
 
-def choose(backend: str | None, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The backend's name for such tensors; an explicit request is served or refused."""
-    device = torch.device(device)
-    request = requested(backend)
-    if request is not None:
-        name, source = request
-        reason = reason_against(name, device, dtype)
+def refusal(name: str, request: Request) -> str | None:
+    """Why this backend cannot serve a call, or None if it can."""
+    reason = reason_against(name, request.device, request.dtype)
+    return backend_module(name).refuses(request) if reason is None else reason
+
+
+def choose(backend: str | None, request: Request) -> str:
+    """The backend's name; an explicit request is served or refused, any other one is served."""
+    asked = requested(backend)
+    if asked is not None:
+        name, source = asked
+        reason = refusal(name, request)
         if reason is not None:
             raise ValueError(f"backend: {name!r} (from {source}) cannot serve this call: {reason}")
         return name
-    for name in PREFERENCE.get(device.type, ()):
-        if reason_against(name, device, dtype) is None:
-            return name
-    return "chunked"
+    return next(name for name in offered(request.device.type) if refusal(name, request) is None)

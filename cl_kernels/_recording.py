@@ -5,26 +5,33 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from cl_kernels._dispatch import Request
 from cl_kernels._precision import accumulator
 from cl_kernels._scopes import Scopes
 
 
 @dataclass(frozen=True)
 class PrimitiveCall:
-    """One visit of the tiles that a call would make: the shapes and who would serve it."""
+    """One visit of the tiles that a call would make: M x N pairs, and who would serve it.
 
-    primitive: str
+    Attributes:
+        request: The operation and what embeddings it is asked for.
+        backend: Which backend would serve it.
+        asked: Where that backend was asked for by name, if it was.
+        M, N: How many rows and columns.
+    """
+
+    request: Request
     backend: str
     asked: str | None
     M: int
     N: int
-    D: int
-    dtype: torch.dtype
-    compute_dtype: torch.dtype
-    device: torch.device
+
+    @property
+    def primitive(self) -> str:
+        return self.request.operation
 
 
 _calls: Scopes[list[PrimitiveCall]] = Scopes()
@@ -39,24 +46,10 @@ def recording() -> AbstractContextManager[list[PrimitiveCall]]:
     return _calls.entered([])
 
 
-def record(
-    primitive: str,
-    backend: str,
-    asked: str | None,
-    query: Tensor,
-    shape: tuple[int, int],
-    compute_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Notes a call on M x N pairs of embeddings like ``query``; returns zeros, [M] and [N].
-
-    ``asked`` says where the backend was asked for by name, if it was.
-    """
-    (M, N), D = shape, query.shape[1]
-    call = PrimitiveCall(
-        primitive, backend, asked, M, N, D, query.dtype, compute_dtype, query.device
-    )
+def record(call: PrimitiveCall, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Notes a call on embeddings like ``query``; returns zeros, [M] and [N]."""
     calls = _calls.innermost()
     assert calls is not None, "nobody records"
     calls.append(call)
     dtype = accumulator(query)
-    return query.new_zeros(M, dtype=dtype), query.new_zeros(N, dtype=dtype)
+    return query.new_zeros(call.M, dtype=dtype), query.new_zeros(call.N, dtype=dtype)

@@ -1,62 +1,68 @@
-"""What a call is, beside its embeddings: the checked options of every operation's schema."""
+"""What a call of a statistic is, beside its embeddings and its scale."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import requested
+from cl_kernels._dispatch import Request, requested
 from cl_kernels._precision import accumulator
 from cl_kernels.checks import DTYPES, autocast_dtype, check_filters
-from cl_kernels.pairs import Where
+from cl_kernels.pairs import PAIRS, Pairs, Where, as_pairs
+
+CALL = f"{PAIRS}, ScalarType compute_dtype, float? logit_bound"
 
 
-class CallOptions(NamedTuple):
-    """The tail of every schema, in its order."""
+class Call(NamedTuple):
+    """The tail of every statistic's schema: which pairs count, and how they are computed."""
 
-    query_ids: tuple[Tensor, ...]
-    key_ids: tuple[Tensor, ...]
-    keep_same: tuple[bool, ...]
-    below: Tensor | None
-    key_bias: Tensor | None
-    guide_query: Tensor | None
-    guide_key: Tensor | None
+    pairs: Pairs
     compute_dtype: torch.dtype
     logit_bound: float | None
 
-    def concrete(self) -> CallOptions:
+    @classmethod
+    def of(cls, arguments: Sequence[Any]) -> Call:
+        """From the tail of an operation's arguments."""
+        *pairs, compute_dtype, logit_bound = arguments
+        return cls(Pairs(*pairs), compute_dtype, logit_bound)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.pairs, self.compute_dtype, self.logit_bound
+
+    def concrete(self) -> Call:
         """Without a bound that is a symbol of torch.compile: it would compile for every value."""
         if isinstance(self.logit_bound, torch.SymFloat):
             return self._replace(logit_bound=None)
         return self
 
-    def save(self, ctx: Any, *tensors: Tensor) -> None:
-        """Keeps these and what the backward pass reads of the options, watched by autograd."""
-        ctx.save_for_backward(*tensors, *self.query_ids, *self.key_ids)
-        ctx.options = self
+    def save(self, ctx: Any, *tensors: Tensor | None) -> None:
+        """Keeps these and what the backward pass reads of the pairs, watched by autograd."""
+        ctx.save_for_backward(*tensors, *self.pairs.tensors())
+        ctx.call = self
 
     @staticmethod
-    def saved(ctx: Any) -> tuple[tuple[Tensor, ...], CallOptions]:
+    def saved(ctx: Any) -> tuple[tuple[Any, ...], Call]:
         """What ``save`` kept; raises where it was changed in place since."""
-        options: CallOptions = ctx.options
-        tensors, count = ctx.saved_tensors, len(options.keep_same)
-        own = len(tensors) - 2 * count
-        query_ids, key_ids = tensors[own : own + count], tensors[own + count :]
-        return tensors[:own], options._replace(query_ids=query_ids, key_ids=key_ids)
+        call: Call = ctx.call
+        tensors = ctx.saved_tensors
+        own = len(tensors) - len(call.pairs.tensors())
+        return tensors[:own], call._replace(pairs=call.pairs.holding(tensors[own:]))
 
 
-def call_options(
+def as_call(
     query: Tensor,
     shape: tuple[int, int],
     where: Where,
-    compute_dtype: torch.dtype | None,
-    logit_bound: float | None,
+    compute_dtype: torch.dtype | None = None,
+    logit_bound: float | None = None,
     excluded: tuple[Tensor, Tensor] | None = None,
-) -> CallOptions:
+) -> Call:
     """The checked options of a call on ``shape`` = (M, N) pairs of embeddings like ``query``.
 
     ``excluded``: int64 ids of queries and keys whose equal pairs are dropped too: a loss's own
@@ -70,15 +76,7 @@ def call_options(
         raise TypeError(f"compute_dtype: expected one of {supported}, got {compute_dtype}")
     if logit_bound is not None and not 0 <= logit_bound < math.inf:
         raise ValueError(f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}")
-    query_ids = tuple(f.query_ids for f in filters)
-    key_ids = tuple(f.key_ids for f in filters)
-    keep_same = tuple(f.keep == "same" for f in filters)
-    if excluded is not None:
-        query_ids, key_ids = (excluded[0], *query_ids), (excluded[1], *key_ids)
-        keep_same = (False, *keep_same)
-    return CallOptions(
-        query_ids, key_ids, keep_same, None, None, None, None, compute_dtype, logit_bound
-    )
+    return Call(as_pairs(filters, excluded), compute_dtype, logit_bound)
 
 
 def default_compute_dtype(x: Tensor) -> torch.dtype:
@@ -94,8 +92,16 @@ def scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), scale, dtype=accumulator(x), device=x.device)
 
 
-def note_call(primitive, name, backend, query, shape, compute_dtype) -> tuple[Tensor, Tensor]:
+def request_of(operation: str, x: Tensor, call: Call) -> Request:
+    """What a backend is asked for with embeddings like x."""
+    options = call.pairs.options
+    return Request(operation, x.device, x.dtype, call.compute_dtype, x.shape[1], options)
+
+
+def note_call(
+    request: Request, name: str, backend: str | None, query: Tensor, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """For ``explain``: zeros in place of the statistics of rows and columns."""
     asked = requested(backend)
     source = None if asked is None else asked[1]
-    return _recording.record(primitive, name, source, query, shape, compute_dtype)
+    return _recording.record(_recording.PrimitiveCall(request, name, source, *shape), query)

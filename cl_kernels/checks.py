@@ -76,12 +76,6 @@ def check_matches(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
         )
 
 
-def refuse_unbuilt(**options) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise NotImplementedError(f"{name}: this option is not built yet; pass None")
-
-
 def check_filters(
     where: Where, shape: tuple[int, int], device: torch.device
 ) -> tuple[PairFilter, ...]:

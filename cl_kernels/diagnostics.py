@@ -9,16 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import PREFERENCE, choose, reason_against
-from cl_kernels._ops import BACKENDS
+from cl_kernels._dispatch import Request, choose, reason_against, refusal
 from cl_kernels._recording import PrimitiveCall
 from cl_kernels._version import __version__
+from cl_kernels.backends import BACKENDS, offered
+from cl_kernels.statistics.table import STATISTICS, Statistic
 
-# Matrix products in units of 2 M N D operations: (forward, backward). Where only half of a Gram
-# matrix is visited, a half and one and a half.
-_HALF_VISITS = {("native", "cpu"), ("triton", "cuda")}
-_HALVES = (0.5, 1.5)
-_DEFAULT_VISITS = (1, 3)
+# Visits of the tiles in units of 2 M N D operations: the product, and in the backward pass the
+# product again and one for each gradient.
+_FORWARD, _BACKWARD = 1, 3
 
 
 @dataclass(frozen=True)
@@ -31,29 +30,35 @@ class Plan:
     @property
     def flops(self) -> tuple[float, float]:
         """Floating-point operations of the matrix products, (forward, backward)."""
-        c = self.call
-        if c.primitive == "topk":
-            return 2 * c.M * c.N * c.D, 0  # the backward pass sees the pairs found only
-        half = c.primitive == "self_logsumexp" and (c.backend, c.device.type) in _HALF_VISITS
-        forward, backward = _HALVES if half else _DEFAULT_VISITS
-        return forward * 2 * c.M * c.N * c.D, backward * 2 * c.M * c.N * c.D
+        c, statistic = self.call, self._statistic
+        products = 2 * c.M * c.N * c.request.width
+        if statistic is None:
+            return products, 0  # the backward pass of a search sees the pairs found only
+        halved = statistic.of_one and c.request.device.type in BACKENDS[c.backend].halves_gram_on
+        visited = products / 2 if halved else products
+        return _FORWARD * visited, _BACKWARD * visited
+
+    @property
+    def _statistic(self) -> Statistic | None:
+        return STATISTICS.get(self.call.primitive)
 
     @property
     def statistics_bytes(self) -> int:
         """Bytes kept between forward and backward beside the embeddings."""
-        c = self.call
-        if c.primitive == "topk":
+        c, statistic = self.call, self._statistic
+        if statistic is None:
             return 0
-        width = 8 if c.dtype == torch.float64 else 4
-        return width * (c.M + (c.N if c.primitive == "row_col_logsumexp" else 0))
+        width = 8 if c.request.dtype == torch.float64 else 4
+        return width * (c.M + (c.N if statistic.sides == "row_col" else 0))
 
     @property
     def dense_bytes(self) -> int:
         """Bytes of the one M x N matrix of logits that is never made."""
-        return self.call.M * self.call.N * (8 if self.call.dtype == torch.float64 else 4)
+        c = self.call
+        return c.M * c.N * (8 if c.request.dtype == torch.float64 else 4)
 
     def __str__(self) -> str:
-        c = self.call
+        c, request = self.call, self.call.request
         forward, backward = self.flops
         matrix = (
             "holds the M x N matrix"
@@ -62,8 +67,9 @@ class Plan:
             f"the matrix would take {_bytes(self.dense_bytes)}"
         )
         return (
-            f"{c.primitive}: {c.M} x {c.N} pairs, width {c.D}, {_name(c.dtype)} on {c.device}, "
-            f"tile products in {_name(c.compute_dtype)}\n"
+            f"{c.primitive}: {c.M} x {c.N} pairs, width {request.width}, "
+            f"{_name(request.dtype)} on {request.device}, "
+            f"tile products in {_name(request.compute_dtype)}\n"
             f"  backend     {c.backend} ({self.why})\n"
             f"  operations  {forward / 1e9:.3g} GFLOP forward, {backward / 1e9:.3g} backward\n"
             f"  memory      {matrix}"
@@ -98,11 +104,11 @@ def _why(call: PrimitiveCall) -> str:
     if call.asked is not None:
         return f"asked for by name: {call.asked}"
     reasons = []
-    for name in PREFERENCE.get(call.device.type, ()):
+    for name in offered(call.request.device.type):
         if name == call.backend:
             break
-        reasons.append(f"{name}: {reason_against(name, call.device, call.dtype)}")
-    return "; ".join(reasons) or f"first choice on {call.device}"
+        reasons.append(f"{name}: {refusal(name, call.request)}")
+    return "; ".join(reasons) or f"first choice on {call.request.device}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def doctor() -> Report:
     refusals: dict[str, str] = {}
     for device in _devices():
         try:
-            serving[device] = choose(None, device, torch.float32)
+            serving[device] = _served_by(device)
         except ValueError as error:
             serving[device] = None
             refusals[device] = str(error)
@@ -154,6 +160,12 @@ def doctor() -> Report:
         for name in BACKENDS
     }
     return Report(_versions(), serving, reasons, refusals)
+
+
+def _served_by(device: str) -> str:
+    """The backend that serves float32 embeddings on such a device."""
+    float32 = torch.float32, torch.float32
+    return choose(None, Request("row_logsumexp", torch.device(device), *float32, width=128))
 
 
 def _devices() -> list[str]:

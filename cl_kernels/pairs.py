@@ -1,10 +1,10 @@
-"""Which (query, key) pairs a statistic sees, said by vectors instead of an M x N boolean."""
+"""Which (query, key) pairs count, said by vectors instead of an M x N boolean."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,75 @@ def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
         plural = "s" if most > 1 else ""
         raise ValueError(f"where: expected at most {most} filter{plural}, got {len(filters)}")
     return tuple(filters)
+
+
+class Pairs(NamedTuple):
+    """Which pairs of a call count: checked, in the order of every schema, for every backend.
+
+    The same names stand in ``csrc/pairs.h`` and in the Triton backend's ``pairs.py``. A similarity
+    is the inner product as a tile gives it, before the scale; in a search, the score.
+    """
+
+    query_ids: tuple[Tensor, ...] = ()  # int64 [M] each: the filters', a loss's own first
+    key_ids: tuple[Tensor, ...] = ()  # int64 [N] each
+    keep_same: tuple[bool, ...] = ()
+    below: Tensor | None = None  # [M]: similarities strictly below it are kept
+    above: Tensor | None = None  # [M]
+
+    @property
+    def filters(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        return zip(self.query_ids, self.key_ids, self.keep_same, strict=True)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of what is given beside filters."""
+        return tuple(name for name in OPTIONS if getattr(self, name) is not None)
+
+    def of_queries(self, part: slice) -> Pairs:
+        """For some of the queries."""
+        return self._cut(part, set(self._fields) - OF_KEYS - {"keep_same"})
+
+    def of_keys(self, part: slice) -> Pairs:
+        """For some of the keys."""
+        return self._cut(part, OF_KEYS)
+
+    def _cut(self, part: slice, names: Iterable[str]) -> Pairs:
+        def cut(x):
+            return tuple(map(cut, x)) if isinstance(x, tuple) else None if x is None else x[part]
+
+        return self._replace(**{name: cut(getattr(self, name)) for name in names})
+
+    def negated(self) -> Pairs:
+        """Of the negated similarities."""
+        below, above = (None if x is None else -x for x in (self.above, self.below))
+        return self._replace(below=below, above=above)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        options = (getattr(self, name) for name in self.options)
+        return *self.query_ids, *self.key_ids, *options
+
+    def holding(self, tensors: Sequence[Tensor]) -> Pairs:
+        """The same with other tensors, in the order of ``tensors()``."""
+        count = len(self.keep_same)
+        options = dict(zip(self.options, tensors[2 * count :], strict=True))
+        ids = tuple(tensors[:count]), tuple(tensors[count : 2 * count])
+        return self._replace(query_ids=ids[0], key_ids=ids[1], **options)
+
+
+PAIRS = "Tensor[] query_ids, Tensor[] key_ids, bool[] keep_same, Tensor? below, Tensor? above"
+OF_KEYS = {name for name in Pairs._fields if name.startswith("key_")}  # the others: of queries
+OPTIONS = tuple(name for name in Pairs._fields if name not in ("query_ids", "key_ids", "keep_same"))
+
+
+def as_pairs(
+    filters: Sequence[PairFilter], excluded: tuple[Tensor, Tensor] | None = None, **options
+) -> Pairs:
+    """Checked filters and options; ``excluded``: int64 ids of queries and keys whose equal pairs
+    are dropped too, a loss's own filter."""
+    own = () if excluded is None else ((*excluded, False),)
+    given = *own, *((f.query_ids, f.key_ids, f.keep == "same") for f in filters)
+    query_ids, key_ids, keep_same = zip(*given, strict=True) if given else ((), (), ())
+    return Pairs(query_ids, key_ids, keep_same, **options)
 
 
 def count_same(query_ids: Tensor, key_ids: Tensor) -> Tensor:

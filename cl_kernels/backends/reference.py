@@ -1,15 +1,36 @@
 """The specification: dense, plain torch, as exact as the inputs' dtype allows.
 
-Holds the M x N matrix, so it is for tests and for reading. A pair that a filter drops contributes
+Holds the M x N matrix, so it is for tests and for reading. A pair that is dropped contributes
 exactly zero, whatever its embeddings hold; every other pair follows IEEE arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from cl_kernels._precision import accumulator
+
+
+class Fold(NamedTuple):
+    """``value(logits, dim)``, where dropped pairs are -inf, and ``weight(logits, value, grad)``:
+    ``grad`` times its derivative by each logit."""
+
+    value: Callable[[Tensor, int], Tensor]
+    weight: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _softmax(logits: Tensor, lse: Tensor, grad: Tensor) -> Tensor:
+    """An empty row weighs nothing, whatever comes from upstream."""
+    return torch.where(lse == -torch.inf, 0, grad * (logits - lse).exp())
+
+
+FOLDS = {
+    "logsumexp": Fold(Tensor.logsumexp, _softmax),
+}
 
 
 def unavailable() -> str | None:
@@ -20,35 +41,49 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def refuses(request) -> str | None:
+    return None
+
+
 def _rounded(x: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return x.to(compute_dtype).to(accumulator(x))
 
 
-def _kept(query_ids, key_ids, keep_same, M: int, N: int, device) -> Tensor:
-    kept = torch.ones(M, N, dtype=torch.bool, device=device)
-    for q, k, same in zip(query_ids, key_ids, keep_same, strict=True):
-        kept &= (q[:, None] == k[None, :]) == same
+def _kept(pairs, similarity: Tensor) -> Tensor:
+    kept = torch.ones_like(similarity, dtype=torch.bool)
+    for query_ids, key_ids, same in pairs.filters:
+        kept &= (query_ids[:, None] == key_ids[None, :]) == same
+    if pairs.below is not None:
+        kept &= similarity < pairs.below[:, None]
+    if pairs.above is not None:
+        kept &= similarity > pairs.above[:, None]
     return kept
 
 
-class _Pairs:
+class _Dense:
     """The dense logits of a call, [M, N], and which of them are kept."""
 
-    def __init__(self, query, key, scale, query_ids, key_ids, keep_same, *options):
-        compute_dtype = options[4]
-        self.query = _rounded(query, compute_dtype)
-        self.key = _rounded(key, compute_dtype)
-        self.kept = _kept(query_ids, key_ids, keep_same, len(query), len(key), query.device)
-        self.logits = scale * (self.query @ self.key.T)
+    def __init__(self, statistic, query, key, scale, call):
+        key = query if key is None else key
+        self.query, self.key = (_rounded(x, call.compute_dtype) for x in (query, key))
+        similarity = self.query @ self.key.T
+        self.kept = _kept(call.pairs, similarity)
+        self.logits = scale * similarity
         self.scale = scale
+        self.fold = FOLDS[statistic.fold.name]
+        self.dims = (1, 0) if statistic.sides == "row_col" else (1,)  # what each side sums over
 
-    def logsumexp(self, dim: int) -> Tensor:
-        return self.logits.masked_fill(~self.kept, -torch.inf).logsumexp(dim)
+    def values(self) -> tuple[Tensor, ...]:
+        kept = self.logits.masked_fill(~self.kept, -torch.inf)
+        return tuple(self.fold.value(kept, dim) for dim in self.dims)
 
-    def weights(self, grad: Tensor, lse: Tensor, dim: int) -> Tensor:
-        """d(sum grad * lse) / d logits, where lse is taken over ``dim``."""
-        grad, lse = grad.unsqueeze(dim), lse.unsqueeze(dim)
-        return torch.where(self.kept & (lse != -torch.inf), grad * (self.logits - lse).exp(), 0)
+    def weights(self, grads, values) -> Tensor:
+        """d(sum grads * values) / d logits."""
+        total = torch.zeros_like(self.logits)
+        for grad, value, dim in zip(grads, values, self.dims, strict=True):
+            weight = self.fold.weight(self.logits, value.unsqueeze(dim), grad.unsqueeze(dim))
+            total += torch.where(self.kept, weight, 0)
+        return total
 
 
 def _weighted_sum(weights: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
@@ -59,77 +94,46 @@ def _weighted_sum(weights: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
     return total.masked_fill(poisoned[:, None], torch.nan)
 
 
-def _gradients(pairs: _Pairs, weights: Tensor, need_query: bool, need_key: bool):
-    a = _weighted_sum(weights, pairs.kept, pairs.key)  # [M, D]
-    b = _weighted_sum(weights.T, pairs.kept.T, pairs.query)  # [N, D]
-    grad_scale = _inner(pairs.query, a) if need_query else _inner(pairs.key, b)
-    return (
-        pairs.scale * a if need_query else a.new_empty(0),
-        pairs.scale * b if need_key else b.new_empty(0),
-        grad_scale,
-    )
-
-
 def _inner(x: Tensor, y: Tensor) -> Tensor:
     """<x, y>, skipping rows of x that no kept pair touches (there y is zero, x anything)."""
     return torch.where(y == 0, 0, x * y).sum()
 
 
-def row_logsumexp(query, key, scale, *options):
-    return _Pairs(query, key, scale, *options).logsumexp(1)
+def forward(statistic, query, key, scale, call):
+    return _Dense(statistic, query, key, scale, call).values()
 
 
-def row_logsumexp_mean_key(query, key, scale, *options):
-    pairs = _Pairs(query, key, scale, *options)
-    lse = pairs.logsumexp(1)
-    weights = pairs.weights(torch.ones_like(lse), lse, 1)
-    return lse, _weighted_sum(weights, pairs.kept, pairs.key)
+def weighted_key(statistic, query, key, scale, call):
+    dense = _Dense(statistic, query, key, scale, call)
+    (values,) = dense.values()
+    weights = dense.weights((torch.ones_like(values),), (values,))
+    return values, _weighted_sum(weights, dense.kept, dense.key)
 
 
-def row_logsumexp_backward(grad, lse, query, key, scale, *options):
-    *options, need_query, need_key = options
-    pairs = _Pairs(query, key, scale, *options)
-    return _gradients(pairs, pairs.weights(grad, lse, 1), need_query, need_key)
-
-
-def row_col_logsumexp(query, key, scale, *options):
-    pairs = _Pairs(query, key, scale, *options)
-    return pairs.logsumexp(1), pairs.logsumexp(0)
-
-
-def row_col_logsumexp_backward(grad_row, grad_col, row, col, query, key, scale, *options):
-    *options, need_query, need_key = options
-    pairs = _Pairs(query, key, scale, *options)
-    weights = pairs.weights(grad_row, row, 1) + pairs.weights(grad_col, col, 0)
-    return _gradients(pairs, weights, need_query, need_key)
-
-
-def self_logsumexp(x, scale, *options):
-    return row_logsumexp(x, x, scale, *options)
-
-
-def self_logsumexp_backward(grad, lse, x, scale, *options):
-    grad_query, grad_key, grad_scale = row_logsumexp_backward(
-        grad, lse, x, x, scale, *options, True, True
+def backward(statistic, grads, values, query, key, scale, call, needs):
+    dense = _Dense(statistic, query, key, scale, call)
+    weights = dense.weights(grads, values)
+    a = _weighted_sum(weights, dense.kept, dense.key)  # [M, D]
+    b = _weighted_sum(weights.T, dense.kept.T, dense.query)  # [N, D]
+    needs_query, needs_key = needs
+    grad_scale = _inner(dense.query, a) if needs_query else _inner(dense.key, b)
+    if statistic.of_one:
+        return scale * (a + b), b.new_empty(0), grad_scale
+    return (
+        scale * a if needs_query else a.new_empty(0),
+        scale * b if needs_key else b.new_empty(0),
+        grad_scale,
     )
-    return grad_query + grad_key, grad_scale
 
 
-def topk(
-    query, key, k, query_factor, key_factor, query_ids, key_ids, keep_same,
-    exclude_offsets, exclude_keys, below, above,
-):  # fmt: skip
+def topk(query, key, k, query_factor, key_factor, exclude_offsets, exclude_keys, pairs):
     M, N = len(query), len(key)
     scores = _rounded(query, query.dtype) @ _rounded(key, key.dtype).T  # [M, N]
     if key_factor is not None:
         scores = scores * key_factor
     if query_factor is not None:
         scores = scores * query_factor[:, None]
-    kept = _kept(query_ids, key_ids, keep_same, M, N, query.device) & (scores > -torch.inf)
-    if below is not None:
-        kept &= scores < below[:, None]
-    if above is not None:
-        kept &= scores > above[:, None]
+    kept = _kept(pairs, scores) & (scores > -torch.inf)
     if exclude_offsets is not None:
         rows = torch.arange(M, device=query.device).repeat_interleave(exclude_offsets.diff())
         inside = (exclude_keys >= 0) & (exclude_keys < N)

@@ -13,7 +13,7 @@ from cl_kernels.losses.common import (
     check_same_rows,
     logit_bound,
 )
-from cl_kernels.losses.contrast import contrast_of
+from cl_kernels.losses.contrast import Kind, contrast
 
 
 def clip(
@@ -57,13 +57,12 @@ def clip(
     check_reduction(reduction)
     scale = as_scalar("logit_scale", logit_scale, image_features)
     pair = torch.arange(image_features.shape[0], device=image_features.device)
-    loss = contrast_of(
-        "row_col_logsumexp",
-        (image_features, text_features),
+    loss = contrast(
+        Kind("row_col_logsumexp", "softplus", normalize),
+        image_features,
+        text_features,
         scale,
         pair,
-        (),
-        normalize=normalize,
         logit_bound=logit_bound(normalize, scale=logit_scale),
         reduction=reduction,
         backend=backend,

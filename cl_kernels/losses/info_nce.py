@@ -9,7 +9,6 @@ from torch import Tensor
 
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, check_embeddings, check_indices
-from cl_kernels.functional import pair_logits, row_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -19,7 +18,8 @@ from cl_kernels.losses.common import (
     logit_bound,
     total,
 )
-from cl_kernels.losses.contrast import contrast, contrast_of
+from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.hardest import (
     Negatives,
     check_hardest,
@@ -29,6 +29,8 @@ from cl_kernels.losses.hardest import (
 )
 from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.statistics.functions import row_logsumexp
+from cl_kernels.statistics.positives import pair_logits
 
 
 def info_nce(
@@ -102,15 +104,16 @@ def info_nce(
     scale = inverse(temperature, query)
     bound = logit_bound(normalize, temperature=temperature)
     key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
-    in_batch_only = negative_keys is None and in_batch_negatives and target is None
-    if in_batch_only and hardest is None and _trained(positive_key):
-        return contrast_of(
-            "row_logsumexp",
-            (query, positive_key),
+    rows_of_keys = target is None and (negative_keys is None or shared)
+    if in_batch_negatives and rows_of_keys and hardest is None and _trained(positive_key):
+        return contrast(
+            Kind("row_logsumexp", "softplus", normalize),
+            query,
+            positive_key,
             scale,
             key_ids,
             filters,
-            normalize=normalize,
+            negative_keys,
             logit_bound=bound,
             reduction=reduction,
             backend=backend,
@@ -139,7 +142,7 @@ def info_nce(
         lses = (_logsumexp(queries, some, scale, logit_bound=bound, **statistic) for some in sets)
         negatives = reduce(torch.logaddexp, lses)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
-    return total(contrast(negatives, positive), reduction)
+    return total(softplus(negatives, positive), reduction)
 
 
 def _trained(key: Tensor) -> bool:

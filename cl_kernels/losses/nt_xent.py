@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels.calls import default_compute_dtype
-from cl_kernels.functional import pair_logits, row_logsumexp, self_logsumexp
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -14,11 +12,9 @@ from cl_kernels.losses.common import (
     check_same_rows,
     inverse,
     logit_bound,
-    total,
 )
-from cl_kernels.losses.contrast import contrast, contrast_of
-from cl_kernels.losses.rows import float_rows
-from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.pairs import Where, as_filters
 
 
 def nt_xent(
@@ -64,35 +60,18 @@ def nt_xent(
     check_same_rows("view_1", view_1, "view_0", view_0)
     check_reduction(reduction)
     scale = inverse(temperature, view_0)
-    bound = logit_bound(normalize, temperature=temperature)
     batch = view_0.shape[0]
     image = torch.arange(batch, device=view_0.device)
     image = torch.cat((image, image))  # repeat() takes three times as long
-    filters = as_filters(where, most=1)
-    if not further:
-        return contrast_of(
-            "self_logsumexp",
-            (view_0, view_1),
-            scale,
-            image,
-            filters,
-            normalize=normalize,
-            logit_bound=bound,
-            reduction=reduction,
-            backend=backend,
-        )
-
-    statistic = {
-        "compute_dtype": default_compute_dtype(view_0),
-        "logit_bound": bound,
-        "backend": backend,
-    }
-    other_images = PairFilter(image, image, "different")
-    rows = float_rows(torch.cat([view_0, view_1]), normalize=normalize)  # [2B, D]
-    keys = float_rows(*further, normalize=normalize)
-    negatives = torch.logaddexp(
-        self_logsumexp(rows, scale, where=(other_images, *filters), **statistic),
-        row_logsumexp(rows, keys, scale, **statistic),
+    return contrast(
+        Kind("self_logsumexp", "softplus", normalize),
+        view_0,
+        view_1,
+        scale,
+        image,
+        as_filters(where, most=1),
+        *further,
+        logit_bound=logit_bound(normalize, temperature=temperature),
+        reduction=reduction,
+        backend=backend,
     )
-    positive = pair_logits(rows[:batch], rows[batch:], scale)  # [B]
-    return total(contrast(negatives, positive.repeat(2)), reduction)

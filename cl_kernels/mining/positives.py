@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels._dispatch import choose
+from cl_kernels._dispatch import Request, choose
 from cl_kernels._ops import define
 from cl_kernels._precision import accumulator
 from cl_kernels.pairs import PairFilter
@@ -32,7 +32,8 @@ def pair_scores(
     """
     arguments = query.detach(), corpus.detach(), rows, keys, normalize
     if torch.compiler.is_compiling():
-        return _traced(*arguments, choose(backend, query.device, query.dtype))
+        request = Request("topk", query.device, *(query.dtype,) * 2, query.shape[1])
+        return _traced(*arguments, choose(backend, request))
     return _pair_scores(*arguments, backend)
 
 

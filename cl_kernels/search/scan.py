@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cl_kernels._ops import define, overload
+from cl_kernels._ops import define
 from cl_kernels._precision import accumulator
 from cl_kernels.csr import CSR
+from cl_kernels.pairs import PAIRS, Pairs
 
+from .operations import scan_by
 from .scores import TopK, inverse_norms, nothing_found
 from .stream import blocks, progress_bar
 
@@ -25,12 +27,8 @@ class Search(NamedTuple):
     k: int
     query_factor: Tensor | None
     normalize: bool
-    query_ids: tuple[Tensor, ...]
-    key_ids: tuple[Tensor, ...]
-    keep_same: list[bool]
+    pairs: Pairs
     excluded: CSR | None
-    below: Tensor | None
-    above: Tensor | None
     compute: Callable[..., tuple[Tensor, Tensor]]
 
     def run(self, key: Tensor, bar: Callable[..., Any]) -> TopK:
@@ -56,9 +54,6 @@ class Search(NamedTuple):
         return found
 
     def _rows(self, part: slice) -> Search:
-        def of(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[part]
-
         excluded = self.excluded
         if excluded is not None:
             offsets = excluded.offsets[part.start : part.stop + 1]
@@ -66,19 +61,16 @@ class Search(NamedTuple):
             excluded = CSR(offsets - offsets[0], keys)
         return self._replace(
             query=self.query[part],
-            query_factor=of(self.query_factor),
-            query_ids=tuple(ids[part] for ids in self.query_ids),
+            query_factor=None if self.query_factor is None else self.query_factor[part],
+            pairs=self.pairs.of_queries(part),
             excluded=excluded,
-            below=of(self.below),
-            above=of(self.above),
         )
 
     def _call(self, key: Tensor, key_factor: Tensor | None) -> TopK:
         offsets, keys = self.excluded or (None, None)
         values, indices = self.compute(
             self.query, key, self.k, self.query_factor, key_factor,
-            self.query_ids, self.key_ids, self.keep_same,
-            offsets, keys, self.below, self.above,
+            offsets, keys, *self.pairs,
         )  # fmt: skip
         return TopK(values, indices)
 
@@ -90,10 +82,10 @@ class Search(NamedTuple):
                 last = first + len(block)
                 # What equals the k-th score found has a larger index: strictly above is right.
                 worst = found.values[:, -1].contiguous()
+                above = worst if self.pairs.above is None else self.pairs.above.maximum(worst)
                 part = self._replace(
-                    key_ids=tuple(ids[first:last].contiguous() for ids in self.key_ids),
+                    pairs=self.pairs.of_keys(slice(first, last))._replace(above=above),
                     excluded=self.excluded and self.excluded.between(first, last),
-                    above=worst if self.above is None else self.above.maximum(worst),
                 )
                 more = part._call(block, inverse_norms(block) if self.normalize else None)
                 indices = torch.where(more.indices < 0, -1, more.indices + first)
@@ -107,20 +99,16 @@ class Search(NamedTuple):
 
 
 def search(
-    query, key, k, normalize, largest, query_ids, key_ids, keep_same,
-    exclude_offsets, exclude_keys, below, above, backend, bar=None,
-):  # fmt: skip
+    query, key, k, normalize, largest, backend, exclude_offsets, exclude_keys, *pairs, bar=None
+):
     """Scores and indices of the best keys, each [M, k], by the named backend."""
-    query_factor = inverse_norms(query) if normalize else None
+    query_factor, pairs = inverse_norms(query) if normalize else None, Pairs(*pairs)
     if not largest:  # the largest of the negated scores
-        below, above = (None if b is None else -b for b in (above, below))
+        pairs = pairs.negated()
         ones = query.new_ones(len(query), dtype=accumulator(query))
         query_factor = -(ones if query_factor is None else query_factor)
     excluded = None if exclude_offsets is None else CSR(exclude_offsets, exclude_keys)
-    scan = Search(
-        query.contiguous(), k, query_factor, normalize, tuple(query_ids), tuple(key_ids),
-        list(keep_same), excluded, below, above, overload("topk", backend),
-    )  # fmt: skip
+    scan = Search(query.contiguous(), k, query_factor, normalize, pairs, excluded, scan_by(backend))
     values, indices = scan.run(key, progress_bar(False) if bar is None else bar)
     return values if largest else 0.0 - values, indices  # no -0
 
@@ -133,9 +121,8 @@ def _search_fake(query, key, k, *_):
 
 # The same as one operation: its blocks would have torch.compile compile for every size.
 search_traced = define(
-    "search(Tensor query, Tensor key, SymInt k, bool normalize, bool largest, Tensor[] query_ids,"
-    " Tensor[] key_ids, bool[] keep_same, Tensor? exclude_offsets, Tensor? exclude_keys,"
-    " Tensor? below, Tensor? above, str backend) -> (Tensor, Tensor)",
+    "search(Tensor query, Tensor key, SymInt k, bool normalize, bool largest, str backend,"
+    f" Tensor? exclude_offsets, Tensor? exclude_keys, {PAIRS}) -> (Tensor, Tensor)",
     search,
     _search_fake,
 )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._dispatch import choose, reason_against
+from cl_kernels._dispatch import choose
 from cl_kernels._precision import accumulator
-from cl_kernels.calls import note_call
+from cl_kernels.calls import Call, note_call, request_of
 from cl_kernels.checks import as_factor, check_count, check_embeddings, check_filters
 from cl_kernels.csr import CSR, Lists, left_out
-from cl_kernels.pairs import Where
+from cl_kernels.pairs import Where, as_pairs
 from cl_kernels.reading import readable
 
 from .gradients import found_scores
@@ -99,17 +99,16 @@ def topk(
     if keep is not None:
         excluded = _but_for(keep, excluded, M, N, queries.device)
     below, above = (_bound(n, b, queries) for n, b in (("below", below), ("above", above)))
-    name = choose(backend, queries.device, queries.dtype)
-    if name == "triton":  # the compiled library, if there is one, selects from what its scan finds
-        reason_against("native", queries.device, queries.dtype)
+    pairs = as_pairs(filters, below=below, above=above)
+    request = request_of("topk", queries, Call(pairs, queries.dtype, None))
+    name = choose(backend, request)
     if _recording.active():
-        note_call("topk", name, backend, queries, (M, N), queries.dtype)
+        note_call(request, name, backend, queries, (M, N))
         return nothing_found(queries, k)
 
     arguments: tuple[Any, ...] = (
-        queries.detach(), keys.detach(), k, normalize, largest,
-        [f.query_ids for f in filters], [f.key_ids for f in filters],
-        [f.keep == "same" for f in filters], *(excluded or (None, None)), below, above, name,
+        queries.detach(), keys.detach(), k, normalize, largest, name,
+        *(excluded or (None, None)), *pairs,
     )  # fmt: skip
     with torch.no_grad():
         if torch.compiler.is_compiling():

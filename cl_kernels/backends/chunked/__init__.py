@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import torch
 
-from .statistics import (
-    row_col_logsumexp,
-    row_col_logsumexp_backward,
-    row_logsumexp,
-    row_logsumexp_backward,
-    row_logsumexp_mean_key,
-    self_logsumexp,
-    self_logsumexp_backward,
-)
-from .topk import select_topk, topk
+from .statistics import backward, forward, weighted_key
+from .topk import topk
 
 __all__ = [
-    "row_col_logsumexp",
-    "row_col_logsumexp_backward",
-    "row_logsumexp",
-    "row_logsumexp_backward",
-    "row_logsumexp_mean_key",
-    "select_topk",
-    "self_logsumexp",
-    "self_logsumexp_backward",
+    "backward",
+    "forward",
+    "refuses",
     "topk",
     "unavailable",
     "unsupported",
+    "weighted_key",
 ]
 
 
@@ -38,4 +26,8 @@ def unavailable() -> str | None:
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+def refuses(request) -> str | None:
     return None

@@ -2,79 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cl_kernels._precision import accumulator
 
+from .pairs import dropped
+
 TILE_ROWS = 512
 TILE_COLS = 2048  # a float32 tile and its temporaries take about 50 MB
 
 
-class _Tiles:
-    """The tiles of one call's logits, recomputed at each visit."""
+class Fold(NamedTuple):
+    """What is made of tiles of logits, where dropped pairs are -inf.
 
-    def __init__(self, query, key, scale, query_ids, key_ids, keep_same, *options):
-        self.query, self.key, self.scale = query, key, scale
-        self.filters = list(zip(query_ids, key_ids, keep_same, strict=True))
-        self.compute_dtype = options[4]
+    Args:
+        start: The value before the first tile.
+        add_tile: ``add_tile(value, logits, dim)``, the value after one more.
+        weight: ``weight(logits, value, grad)``: ``grad`` times the value's derivative by each
+            logit; may overwrite the logits.
+    """
+
+    start: float
+    add_tile: Callable[[Tensor, Tensor, int], Tensor]
+    weight: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _softmax(logits: Tensor, lse: Tensor, grad: Tensor) -> Tensor:
+    """A row or column with no kept pair weighs nothing."""
+    empty = lse == -torch.inf
+    grad, lse = grad.masked_fill(empty, 0), lse.masked_fill(empty, torch.inf)
+    return logits.sub_(lse).exp_().mul_(grad)
+
+
+FOLDS = {
+    "logsumexp": Fold(
+        -torch.inf,
+        lambda lse, logits, dim: torch.logaddexp(lse, logits.logsumexp(dim)),
+        _softmax,
+    ),
+}
+
+
+class Tile(NamedTuple):
+    """Queries i against keys j."""
+
+    i: slice
+    j: slice
+    logits: Tensor  # [i, j]
+    dropped: Tensor | None
+
+    def side(self, vector: Tensor, dim: int) -> Tensor:
+        """A vector of the queries (dim 1) or of the keys (dim 0), to be broadcast."""
+        return vector[self.i, None] if dim == 1 else vector[None, self.j]
+
+
+class _Tiles:
+    """The tiles of one call, recomputed at each visit."""
+
+    def __init__(self, statistic, query, key, scale, call):
+        self.query, self.key = query, query if key is None else key
+        self.scale, self.call = scale, call
         self.dtype = accumulator(query)
+        self.fold = FOLDS[statistic.fold.name]
+        self.dims = (1, 0) if statistic.sides == "row_col" else (1,)  # what each side sums over
 
     def new_full(self, size, value: float) -> Tensor:
         return self.query.new_full(size, value, dtype=self.dtype)
 
     def rows(self, x: Tensor, part: slice) -> Tensor:
-        return x[part].to(self.compute_dtype).to(self.dtype)
+        return x[part].to(self.call.compute_dtype).to(self.dtype)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+    def __iter__(self) -> Iterator[Tile]:
         for i in range(0, len(self.query), TILE_ROWS):
             for j in range(0, len(self.key), TILE_COLS):
-                yield slice(i, i + TILE_ROWS), slice(j, j + TILE_COLS)
+                yield self.tile(slice(i, i + TILE_ROWS), slice(j, j + TILE_COLS))
 
-    def logits(self, i: slice, j: slice) -> Tensor:
-        return self.scale * (self.rows(self.query, i) @ self.rows(self.key, j).T)
+    def tile(self, i: slice, j: slice) -> Tile:
+        similarity = self.rows(self.query, i) @ self.rows(self.key, j).T
+        out = dropped(self.call.pairs, similarity, i, j)
+        return Tile(i, j, similarity.mul_(self.scale), out)
 
-    def dropped(self, i: slice, j: slice) -> Tensor | None:
-        dropped = None
-        for query_ids, key_ids, same in self.filters:
-            equal = query_ids[i, None] == key_ids[None, j]
-            out = ~equal if same else equal
-            dropped = out if dropped is None else dropped | out
-        return dropped
+    def values(self) -> tuple[Tensor, ...]:
+        sizes = (len(self.query) if dim == 1 else len(self.key) for dim in self.dims)
+        values = tuple(self.new_full((size,), self.fold.start) for size in sizes)
+        for tile in self:
+            logits = _masked(tile.logits, tile.dropped, -torch.inf)
+            for value, dim in zip(values, self.dims, strict=True):
+                part = tile.i if dim == 1 else tile.j
+                value[part] = self.fold.add_tile(value[part], logits, dim)
+        return values
+
+    def weights(self, tile: Tile, grads, values) -> Tensor:
+        """d(sum grads * values) / d logits of a tile, which is lost."""
+        sides = list(zip(grads, values, self.dims, strict=True))
+        total = None
+        for grad, value, dim in sides:
+            logits = tile.logits.clone() if len(sides) > 1 else tile.logits
+            weight = self.fold.weight(logits, tile.side(value, dim), tile.side(grad, dim))
+            weight = _masked(weight, tile.dropped, 0)
+            total = weight if total is None else total.add_(weight)
+        assert total is not None
+        return total
 
 
-def _masked(values: Tensor, dropped: Tensor | None, fill: float) -> Tensor:
-    return values if dropped is None else values.masked_fill_(dropped, fill)
+def _masked(values: Tensor, out: Tensor | None, fill: float) -> Tensor:
+    return values if out is None else values.masked_fill_(out, fill)
 
 
-def _weights(logits: Tensor, lse: Tensor, grad: Tensor, dropped: Tensor | None) -> Tensor:
-    """d(sum grad * lse) / d logits; a row or column with no kept pair weighs nothing."""
-    empty = lse == -torch.inf
-    grad, lse = grad.masked_fill(empty, 0), lse.masked_fill(empty, torch.inf)
-    return _masked((logits - lse).exp_().mul_(grad), dropped, 0)
-
-
-def _add_weighted_sum(total: Tensor, weights: Tensor, rows: Tensor, dropped: Tensor | None):
+def _add_weighted_sum(total: Tensor, weights: Tensor, rows: Tensor, out: Tensor | None):
     """``total += weights @ rows``, where a dropped pair adds nothing even to a NaN row."""
     finite = rows.isfinite().all(1)
     total.addmm_(weights, torch.where(finite[:, None], rows, 0))
-    touched = ~finite if dropped is None else ~(dropped | finite)
+    touched = ~finite if out is None else ~(out | finite)
     total.masked_fill_(touched.expand_as(weights).any(1)[:, None], torch.nan)
 
 
-def _backward(tiles: _Tiles, weights_of, need_query: bool, need_key: bool):
-    """Both gradients from one visit; ``weights_of(logits, dropped, i, j)`` gives a tile of W."""
+def forward(statistic, query, key, scale, call):
+    return _Tiles(statistic, query, key, scale, call).values()
+
+
+def weighted_key(statistic, query, key, scale, call):
+    tiles = _Tiles(statistic, query, key, scale, call)
+    values = tiles.values()
+    grads = (torch.ones_like(values[0]),)
+    total = tiles.new_full(query.shape, 0)
+    for tile in tiles:
+        weights = tiles.weights(tile, grads, values)
+        _add_weighted_sum(total[tile.i], weights, tiles.rows(tiles.key, tile.j), tile.dropped)
+    return *values, total
+
+
+def backward(statistic, grads, values, query, key, scale, call, needs):
+    """Both gradients from one visit."""
+    tiles = _Tiles(statistic, query, key, scale, call)
+    need_query, need_key = (True, True) if statistic.of_one else needs
     grad_query = tiles.new_full(tiles.query.shape if need_query else (0,), 0)
     grad_key = tiles.new_full(tiles.key.shape if need_key else (0,), 0)
-    for i, j in tiles:
-        dropped = tiles.dropped(i, j)
-        weights = weights_of(tiles.logits(i, j), dropped, i, j)
+    for tile in tiles:
+        weights = tiles.weights(tile, grads, values)
+        i, j, out = tile.i, tile.j, tile.dropped
         if need_query:
-            _add_weighted_sum(grad_query[i], weights, tiles.rows(tiles.key, j), dropped)
+            _add_weighted_sum(grad_query[i], weights, tiles.rows(tiles.key, j), out)
         if need_key:
-            mirrored = None if dropped is None else dropped.T
+            mirrored = None if out is None else out.T
             _add_weighted_sum(grad_key[j], weights.T, tiles.rows(tiles.query, i), mirrored)
     x, grad = (tiles.query, grad_query) if need_query else (tiles.key, grad_key)
     grad_scale = tiles.new_full((), 0)
@@ -83,68 +157,6 @@ def _backward(tiles: _Tiles, weights_of, need_query: bool, need_key: bool):
         # Where the gradient is exactly zero no kept pair touched the row, whatever it holds.
         product = tiles.rows(x, part) * grad[part]
         grad_scale += product.masked_fill_(grad[part] == 0, 0).sum()
-    return grad_query.mul_(tiles.scale), grad_key.mul_(tiles.scale), grad_scale
-
-
-def row_logsumexp(query, key, scale, *options):
-    tiles = _Tiles(query, key, scale, *options)
-    row = tiles.new_full((len(query),), -torch.inf)
-    for i, j in tiles:
-        logits = _masked(tiles.logits(i, j), tiles.dropped(i, j), -torch.inf)
-        row[i] = torch.logaddexp(row[i], logits.logsumexp(1))
-    return row
-
-
-def row_logsumexp_mean_key(query, key, scale, *options):
-    lse = row_logsumexp(query, key, scale, *options)
-    tiles = _Tiles(query, key, scale, *options)
-    mean_key = tiles.new_full(query.shape, 0)
-    for i, j in tiles:
-        dropped = tiles.dropped(i, j)
-        column = lse[i, None]
-        weights = _weights(tiles.logits(i, j), column, torch.ones_like(column), dropped)
-        _add_weighted_sum(mean_key[i], weights, tiles.rows(key, j), dropped)
-    return lse, mean_key
-
-
-def row_logsumexp_backward(grad, lse, query, key, scale, *options):
-    *options, need_query, need_key = options
-
-    def weights_of(logits, dropped, i, j):
-        return _weights(logits, lse[i, None], grad[i, None], dropped)
-
-    tiles = _Tiles(query, key, scale, *options)
-    return _backward(tiles, weights_of, need_query, need_key)
-
-
-def row_col_logsumexp(query, key, scale, *options):
-    tiles = _Tiles(query, key, scale, *options)
-    row = tiles.new_full((len(query),), -torch.inf)
-    col = tiles.new_full((len(key),), -torch.inf)
-    for i, j in tiles:
-        logits = _masked(tiles.logits(i, j), tiles.dropped(i, j), -torch.inf)
-        row[i] = torch.logaddexp(row[i], logits.logsumexp(1))
-        col[j] = torch.logaddexp(col[j], logits.logsumexp(0))
-    return row, col
-
-
-def row_col_logsumexp_backward(grad_row, grad_col, row, col, query, key, scale, *options):
-    *options, need_query, need_key = options
-
-    def weights_of(logits, dropped, i, j):
-        of_rows = _weights(logits, row[i, None], grad_row[i, None], dropped)
-        return of_rows.add_(_weights(logits, col[None, j], grad_col[None, j], dropped))
-
-    tiles = _Tiles(query, key, scale, *options)
-    return _backward(tiles, weights_of, need_query, need_key)
-
-
-def self_logsumexp(x, scale, *options):
-    return row_logsumexp(x, x, scale, *options)
-
-
-def self_logsumexp_backward(grad, lse, x, scale, *options):
-    grad_query, grad_key, grad_scale = row_logsumexp_backward(
-        grad, lse, x, x, scale, *options, True, True
-    )
-    return grad_query.add_(grad_key), grad_scale
+    if statistic.of_one:
+        return grad_query.add_(grad_key).mul_(scale), grad_key.new_empty(0), grad_scale
+    return grad_query.mul_(scale), grad_key.mul_(scale), grad_scale

@@ -9,24 +9,21 @@ from torch import Tensor
 
 from cl_kernels._precision import accumulator
 
+from ..packed import EMPTY, largest, pack, unpack
+from .pairs import dropped
+
 # Every tile is padded to this shape, so that a pair's product has the same bits in any batch. In
 # one whose columns are no multiple of 48 the last ones get other bits from MKL.
 SEARCH_ROWS, SEARCH_COLS = 64, 3840
-_EMPTY = torch.iinfo(torch.int64).min
 
 
 class _SearchTiles:
     """The kept scores of one search, a padded tile at a time; -inf where a pair is dropped."""
 
-    def __init__(
-        self, query, key, query_factor, key_factor, query_ids, key_ids, keep_same,
-        exclude_offsets, exclude_keys, below, above,
-    ):  # fmt: skip
-        self.query, self.key = query, key
+    def __init__(self, query, key, query_factor, key_factor, exclude_offsets, exclude_keys, pairs):
+        self.query, self.key, self.pairs = query, key, pairs
         self.dtype = accumulator(query)
-        self.filters = list(zip(query_ids, key_ids, keep_same, strict=True))
         self.query_factor, self.key_factor = query_factor, key_factor
-        self.below, self.above = below, above
         self.excluded = None
         if exclude_offsets is not None:
             index = torch.arange(len(query), device=query.device)
@@ -49,12 +46,9 @@ class _SearchTiles:
 
     def _kept(self, scores: Tensor, i: slice, j: slice) -> Tensor:
         kept = scores > -torch.inf  # not NaN either
-        for query_ids, key_ids, same in self.filters:
-            kept &= (query_ids[i, None] == key_ids[None, j]) == same
-        if self.below is not None:
-            kept &= scores < self.below[i, None]
-        if self.above is not None:
-            kept &= scores > self.above[i, None]
+        out = dropped(self.pairs, scores, i, j)
+        if out is not None:
+            kept &= ~out
         if self.excluded is not None:
             rows, keys = self.excluded
             here = (rows >= i.start) & (rows < i.stop) & (keys >= j.start) & (keys < j.stop)
@@ -62,38 +56,15 @@ class _SearchTiles:
         return kept
 
 
-def _pack(scores: Tensor, first: int) -> Tensor:
-    """int64 whose order is that of the scores and, among equals, of falling indices."""
-    bits = scores.view(torch.int32).to(torch.int64)
-    sortable = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    index = torch.arange(first, first + scores.shape[1], device=scores.device)
-    packed = (sortable << 32) | (0xFFFFFFFF - index)
-    return packed.masked_fill_(scores == -torch.inf, _EMPTY)
-
-
-def _unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
-    sortable = (packed >> 32).to(torch.int32)
-    scores = torch.where(sortable < 0, sortable ^ 0x7FFFFFFF, sortable).view(torch.float32)
-    empty = packed == _EMPTY
-    index = 0xFFFFFFFF - (packed & 0xFFFFFFFF)
-    return scores.masked_fill(empty, -torch.inf), index.masked_fill(empty, -1)
-
-
-def _largest(packed: Tensor, k: int) -> Tensor:
-    """The k largest of each row in falling order; places without one are empty."""
-    best = packed.topk(min(k, packed.shape[1]), dim=1).values
-    return torch.nn.functional.pad(best, (0, k - best.shape[1]), value=_EMPTY)
-
-
 def _topk_packed(tiles: _SearchTiles, i: slice, k: int) -> tuple[Tensor, Tensor]:
-    pairs = [tiles.query.new_full((i.stop - i.start, k), _EMPTY, dtype=torch.int64)]
+    pairs = [tiles.query.new_full((i.stop - i.start, k), EMPTY, dtype=torch.int64)]
     waiting = 0
     for j in _parts(len(tiles.key), SEARCH_COLS):
-        pairs.append(_pack(tiles.scores(i, j), j.start))
+        pairs.append(pack(tiles.scores(i, j), j.start))
         waiting += j.stop - j.start
         if waiting >= k:  # selecting a large k after every tile would take longer than the tiles
-            pairs, waiting = [_largest(torch.cat(pairs, 1), k)], 0
-    return _unpack(_largest(torch.cat(pairs, 1), k))
+            pairs, waiting = [largest(torch.cat(pairs, 1), k)], 0
+    return unpack(largest(torch.cat(pairs, 1), k))
 
 
 def _topk_sorted(tiles: _SearchTiles, i: slice, k: int) -> tuple[Tensor, Tensor]:
@@ -124,9 +95,3 @@ def topk(query, key, k, *options):
     for i in _parts(len(query), SEARCH_ROWS):
         values[i], indices[i] = of_rows(tiles, i, k)
     return values, indices
-
-
-def select_topk(packed, counts, k):
-    places = torch.arange(packed.shape[2], device=packed.device)
-    survivors = torch.where(places < counts[..., None], packed, _EMPTY)
-    return _unpack(_largest(survivors.flatten(1), k))

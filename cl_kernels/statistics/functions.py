@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from cl_kernels import _recording
-from cl_kernels._autograd import streamed
 from cl_kernels._dispatch import choose
-from cl_kernels.calls import call_options, note_call
-from cl_kernels.checks import as_pair, as_scalar, check_embeddings, refuse_unbuilt
+from cl_kernels.calls import as_call, note_call, request_of
+from cl_kernels.checks import as_pair, as_scalar, check_embeddings
 from cl_kernels.pairs import Where
+from cl_kernels.statistics.autograd import streamed
+from cl_kernels.statistics.table import STATISTICS
+
+
+class _Options(NamedTuple):
+    where: Where
+    compute_dtype: torch.dtype | None
+    logit_bound: float | None
+    backend: str | None
+
+
+def _of_pair(
+    name: str, query: Tensor, key: Tensor, scale: float | Tensor, options: _Options
+) -> tuple[Tensor, ...]:
+    query, key = as_pair(query, key)
+    return _statistic(name, query, key, as_scalar("scale", scale, query), options)
+
+
+def _of_one(name: str, x: Tensor, scale: float | Tensor, options: _Options) -> tuple[Tensor, ...]:
+    check_embeddings("x", x)
+    return _statistic(name, x, None, as_scalar("scale", scale, x), options)
+
+
+def _statistic(
+    name: str, query: Tensor, key: Tensor | None, scale: float | Tensor, options: _Options
+) -> tuple[Tensor, ...]:
+    where, compute_dtype, logit_bound, backend = options
+    shape = query.shape[0], (query if key is None else key).shape[0]
+    call = as_call(query, shape, where, compute_dtype, logit_bound)
+    request = request_of(name, query, call)
+    chosen = choose(backend, request)
+    if _recording.active():
+        zeros = note_call(request, chosen, backend, query, shape)
+        return zeros[: len(STATISTICS[name].empty_values(query, key))]
+    return streamed(name, chosen, call, scale, query, key)
 
 
 def row_logsumexp(
@@ -19,9 +55,6 @@ def row_logsumexp(
     scale: float | Tensor = 1.0,
     *,
     where: Where = (),
-    below: Tensor | None = None,
-    key_bias: Tensor | None = None,
-    guide: tuple[Tensor, Tensor] | None = None,
     compute_dtype: torch.dtype | None = None,
     logit_bound: float | None = None,
     backend: str | None = None,
@@ -38,7 +71,6 @@ def row_logsumexp(
         key: Embeddings, shape [N, D], same dtype and device as ``query``.
         scale: Inverse temperature: a float, or a 0-d tensor that may require grad.
         where: Up to two ``PairFilter``; a pair is kept if every filter keeps it.
-        below, key_bias, guide: Not built yet; must be None.
         compute_dtype: Precision of the tile products; accumulation is float32. Default: autocast's
             dtype where autocast is on, else the embeddings' own.
         logit_bound: A number no ``|scale * <query[i], key[j]>|`` exceeds, if the caller knows one
@@ -52,17 +84,9 @@ def row_logsumexp(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes, dtypes or devices disagree; the message names both.
-        NotImplementedError: For an option that is not built yet.
     """
-    query, key = as_pair(query, key)
-    scale = as_scalar("scale", scale, query)
-    refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
-    shape = query.shape[0], key.shape[0]
-    options = call_options(query, shape, where, compute_dtype, logit_bound)
-    name = choose(backend, query.device, query.dtype)
-    if _recording.active():
-        return note_call("row_logsumexp", name, backend, query, shape, options.compute_dtype)[0]
-    return streamed("row_logsumexp", name, options, scale, query, key)
+    options = _Options(where, compute_dtype, logit_bound, backend)
+    return _of_pair("row_logsumexp", query, key, scale, options)[0]
 
 
 def row_col_logsumexp(
@@ -71,9 +95,6 @@ def row_col_logsumexp(
     scale: float | Tensor = 1.0,
     *,
     where: Where = (),
-    below: Tensor | None = None,
-    key_bias: Tensor | None = None,
-    guide: tuple[Tensor, Tensor] | None = None,
     compute_dtype: torch.dtype | None = None,
     logit_bound: float | None = None,
     backend: str | None = None,
@@ -86,15 +107,9 @@ def row_col_logsumexp(
         ``(row, col)``, shapes [M] and [N]: ``row[i]`` over the kept keys of query i, ``col[j]``
         over the kept queries of key j. An empty one is ``-inf`` with zero gradient.
     """
-    query, key = as_pair(query, key)
-    scale = as_scalar("scale", scale, query)
-    refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
-    shape = query.shape[0], key.shape[0]
-    options = call_options(query, shape, where, compute_dtype, logit_bound)
-    name = choose(backend, query.device, query.dtype)
-    if _recording.active():
-        return note_call("row_col_logsumexp", name, backend, query, shape, options.compute_dtype)
-    return streamed("row_col_logsumexp", name, options, scale, query, key)
+    options = _Options(where, compute_dtype, logit_bound, backend)
+    row, col = _of_pair("row_col_logsumexp", query, key, scale, options)
+    return row, col
 
 
 def self_logsumexp(
@@ -102,9 +117,6 @@ def self_logsumexp(
     scale: float | Tensor = 1.0,
     *,
     where: Where = (),
-    below: Tensor | None = None,
-    key_bias: Tensor | None = None,
-    guide: tuple[Tensor, Tensor] | None = None,
     compute_dtype: torch.dtype | None = None,
     logit_bound: float | None = None,
     backend: str | None = None,
@@ -120,34 +132,5 @@ def self_logsumexp(
     Returns:
         float32 tensor of shape [R] (float64 for float64 embeddings).
     """
-    check_embeddings("x", x)
-    scale = as_scalar("scale", scale, x)
-    refuse_unbuilt(below=below, key_bias=key_bias, guide=guide)
-    shape = x.shape[0], x.shape[0]
-    options = call_options(x, shape, where, compute_dtype, logit_bound)
-    name = choose(backend, x.device, x.dtype)
-    if _recording.active():
-        return note_call("self_logsumexp", name, backend, x, shape, options.compute_dtype)[0]
-    return streamed("self_logsumexp", name, options, scale, x)
-
-
-def pair_logits(query: Tensor, key: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-    """``scale * <query[i], key[i]>`` of matching rows: positives need no tiles.
-
-    Args:
-        query: Embeddings, shape [M, D].
-        key: Embeddings, shape [M, D], same dtype and device.
-        scale: A float or a 0-d tensor.
-
-    Returns:
-        Tensor of shape [M], in float32 (float64 for float64 embeddings).
-    """
-    query, key = as_pair(query, key, streamed=False)
-    scale = as_scalar("scale", scale, query, streamed=False)
-    if query.shape != key.shape:
-        raise ValueError(
-            f"key: expected as many rows as query, {query.shape[0]}, got {key.shape[0]}"
-        )
-    if query.dtype != torch.float64:
-        query, key = query.float(), key.float()
-    return scale * (query * key).sum(-1)
+    options = _Options(where, compute_dtype, logit_bound, backend)
+    return _of_one("self_logsumexp", x, scale, options)[0]

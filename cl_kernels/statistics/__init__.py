@@ -1,0 +1,1 @@
+"""Streamed statistics of ``S = scale * query @ key.T``: differentiable, never holding S."""

@@ -1,0 +1,85 @@
+"""The streamed statistics and their gradients: one autograd entry for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_kernels._precision import widest
+from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
+from cl_kernels.calls import Call, scale_tensor
+from cl_kernels.statistics.operations import backward, forward, weighted_key
+from cl_kernels.statistics.table import STATISTICS, Statistic
+
+
+@in_graph
+def streamed(
+    name: str, backend: str, call: Call, scale: float | Tensor, query: Tensor, key: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Values of a statistic of ``scale`` times the products of query and key; without a key, of
+    the query with itself."""
+    statistic, call = STATISTICS[name], call.concrete()
+    factor = scale_tensor(scale, query)
+    trained = any(x is not None and x.requires_grad for x in (query, key, factor))
+    query, key = query.contiguous(), key if key is None else key.contiguous()
+    if not (trained and torch.is_grad_enabled()):
+        return forward(statistic, backend, query, key, factor, call)
+    frozen_key = key is not None and not key.requires_grad and statistic.has_weighted_key
+    function = _FrozenKey if frozen_key else _Streamed
+    values = differentiable(function, query, key, factor, statistic, backend, call)
+    return values if isinstance(values, tuple) else (values,)
+
+
+class _Streamed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query, key, scale, statistic: Statistic, backend: str, call: Call):
+        values = forward(statistic, backend, query, key, scale, call)
+        call.save(ctx, query, key, scale, *values)
+        ctx.statistic, ctx.backend = statistic, backend
+        return values[0] if len(values) == 1 else values
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        check_backward(*grads)
+        (query, key, scale, *values), call = Call.saved(ctx)
+        needs_query, needs_key, needs_scale = ctx.needs_input_grad[:3]
+        by_query = needs_query or (needs_scale and not needs_key)  # <query, grad> gives the scale's
+        grad_query, grad_key, grad_scale = backward(
+            ctx.statistic, ctx.backend, [g.contiguous() for g in grads], values,
+            query, key, scale, call, (by_query, needs_key),
+        )  # fmt: skip
+        return (
+            grad_query.to(query.dtype) if needs_query else None,
+            grad_key.to(key.dtype) if needs_key else None,
+            grad_scale if needs_scale else None,
+            *(None,) * 3,
+        )
+
+
+class _FrozenKey(torch.autograd.Function):
+    """Only the query (or scale) is trained: its gradient is made in the forward visit."""
+
+    @staticmethod
+    def forward(ctx: Any, query, key, scale, statistic: Statistic, backend: str, call: Call):
+        values, keys = weighted_key(statistic, backend, query, key, scale, call)
+        ctx.save_for_backward(query, scale, values, keys)
+        ctx.compute_dtype = call.compute_dtype
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        check_backward(*grads)
+        query, scale, values, keys = ctx.saved_tensors
+        empty = (values == -torch.inf)[:, None]
+        grad = grads[0][:, None].masked_fill(empty, 0)
+        grad_query = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            grad_query = (keys * (scale * grad)).to(query.dtype)
+        if ctx.needs_input_grad[2]:
+            rounded = query.to(ctx.compute_dtype).to(keys.dtype)
+            products = (rounded * keys).mul_(grad).masked_fill_(empty, 0)
+            grad_scale = products.sum(dtype=widest(products.device)).to(scale.dtype)
+        return grad_query, None, grad_scale, *(None,) * 3
