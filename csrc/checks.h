@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string>
 
+#include "search.h"
 #include "tensors.h"
 
 namespace cl {
@@ -43,6 +44,11 @@ inline void check_vector(const char* name, const Tensor& x, const Tensor& like, 
   check_tensor(name, x, like, accumulator(like), {count});
 }
 
+inline void check_optional_vector(const char* name, const std::optional<Tensor>& x,
+                                  const Tensor& like, int64_t count) {
+  if (x) check_vector(name, *x, like, count);
+}
+
 inline bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
          dtype == ScalarType::BFloat16;
@@ -54,49 +60,62 @@ inline void check_embeddings(const char* name, const Tensor& x) {
                   "BFloat16, got ", describe(x));
 }
 
-inline void check_pair(const Tensor& query, const Tensor& key) {
-  check_embeddings("query", query);
+inline void check_key(const Tensor& query, const Tensor& key) {
   check_embeddings("key", key);
   check_tensor("key", key, query, query.scalar_type(), {key.size(0), query.size(1)});
 }
 
-inline void check_filters(const Options& options, const Tensor& like, int64_t rows, int64_t cols) {
-  const size_t count = options.keep_same.size();
-  STD_TORCH_CHECK(options.query_ids.size() == count && options.key_ids.size() == count,
+// What says which of rows x cols pairs of embeddings like these count.
+inline void check_pairs(const Pairs& pairs, const Tensor& like, int64_t rows, int64_t cols) {
+  const size_t count = pairs.keep_same.size();
+  STD_TORCH_CHECK(count <= kMostFilters, "cl_kernels: keep_same: expected at most ", kMostFilters,
+                  " filters, got ", count);
+  STD_TORCH_CHECK(pairs.query_ids.size() == count && pairs.key_ids.size() == count,
                   "cl_kernels: query_ids, key_ids: expected as many as keep_same, ", count,
-                  ", got ", options.query_ids.size(), " and ", options.key_ids.size());
+                  ", got ", pairs.query_ids.size(), " and ", pairs.key_ids.size());
   for (size_t f = 0; f < count; ++f) {
-    check_tensor("query_ids", options.query_ids[f], like, ScalarType::Long, {rows});
-    check_tensor("key_ids", options.key_ids[f], like, ScalarType::Long, {cols});
+    check_tensor("query_ids", pairs.query_ids[f], like, ScalarType::Long, {rows});
+    check_tensor("key_ids", pairs.key_ids[f], like, ScalarType::Long, {cols});
   }
+  check_optional_vector("below", pairs.below, like, rows);
+  check_optional_vector("above", pairs.above, like, rows);
 }
 
-// What the statistics of rows x cols logits of embeddings like these share.
-inline void check_logits(const Tensor& like, int64_t rows, int64_t cols, const Tensor& scale,
-                         const Options& options) {
+inline void check_call(const Call& call, const Tensor& scale, const Tensor& like, int64_t rows,
+                       int64_t cols) {
   check_tensor("scale", scale, like, accumulator(like), {});
-  check_filters(options, like, rows, cols);
-  STD_TORCH_CHECK(is_floating(options.compute_dtype), "cl_kernels: compute_dtype: expected Float, ",
-                  "Double, Half or BFloat16, got ", options.compute_dtype);
+  check_pairs(call.pairs, like, rows, cols);
+  STD_TORCH_CHECK(is_floating(call.compute_dtype), "cl_kernels: compute_dtype: expected Float, ",
+                  "Double, Half or BFloat16, got ", call.compute_dtype);
 }
 
-inline void check_pair_logits(const Tensor& query, const Tensor& key, const Tensor& scale,
-                              const Options& options) {
-  check_pair(query, key);
-  check_logits(query, query.size(0), key.size(0), scale, options);
+inline void check_logits(const Logits& logits, bool is_self) {
+  const auto& [query, key, scale, call] = logits;
+  check_embeddings("query", query);
+  STD_TORCH_CHECK(key.has_value() != is_self, "cl_kernels: key: expected ",
+                  is_self ? "None, got " + describe(*key) : "a matrix, got None");
+  if (key) check_key(query, *key);
+  check_call(call, scale, query, query.size(0), logits.keys().size(0));
 }
 
-inline void check_self_logits(const Tensor& x, const Tensor& scale, const Options& options) {
-  check_embeddings("x", x);
-  check_logits(x, x.size(0), x.size(0), scale, options);
+// Upstream gradients of the sides, or their statistics.
+inline void check_sides(const char* name, const std::vector<Tensor>& of_sides, const Logits& logits,
+                        size_t sides) {
+  STD_TORCH_CHECK(of_sides.size() == sides, "cl_kernels: ", name, ": expected ", sides, ", got ",
+                  of_sides.size());
+  check_vector(name, of_sides[0], logits.query, logits.query.size(0));
+  if (sides > 1) check_vector(name, of_sides[1], logits.query, logits.keys().size(0));
+}
+
+inline void check_needs(const std::vector<bool>& needs, size_t count) {
+  STD_TORCH_CHECK(needs.size() == count, "cl_kernels: needs: expected ", count, ", got ",
+                  needs.size());
 }
 
 inline void check_k(int64_t k) {
   STD_TORCH_CHECK(k >= 1, "cl_kernels: k: expected at least 1, got ", k);
 }
 
-// Keys to leave out: offsets [rows + 1] into keys, in which each row's numbers do not fall. Numbers
-// outside of [0, key_count), such as padding, are keys that are never met.
 inline void check_list_tensors(const std::optional<Tensor>& offsets,
                                const std::optional<Tensor>& keys, const Tensor& query) {
   STD_TORCH_CHECK(offsets.has_value() == keys.has_value(),
@@ -122,27 +141,17 @@ inline void check_lists(const std::optional<Tensor>& offsets, const std::optiona
                       "fall within a row, got ", key[p], " in row ", i);
 }
 
-inline void check_search(const Tensor& query, const Tensor& key, int64_t k,
-                         const Options& options) {
-  check_pair(query, key);
+inline void check_search(const Search& search) {
+  const auto& [query, key, k, query_factor, key_factor, offsets, keys, pairs] = search;
+  check_embeddings("query", query);
+  check_key(query, key);
   check_k(k);
   STD_TORCH_CHECK(key.size(0) <= std::numeric_limits<uint32_t>::max(),
                   "cl_kernels: key: expected fewer than 2^32 rows, got ", key.size(0));
-  check_filters(options, query, query.size(0), key.size(0));
-}
-
-inline void check_search_vectors(const Tensor& query, const Tensor& key,
-                                 const std::optional<Tensor>& query_factor,
-                                 const std::optional<Tensor>& key_factor,
-                                 const std::optional<Tensor>& below,
-                                 const std::optional<Tensor>& above) {
-  const auto check = [&](const char* name, const std::optional<Tensor>& x, int64_t count) {
-    if (x) check_vector(name, *x, query, count);
-  };
-  check("query_factor", query_factor, query.size(0));
-  check("key_factor", key_factor, key.size(0));
-  check("below", below, query.size(0));
-  check("above", above, query.size(0));
+  check_optional_vector("query_factor", query_factor, query, query.size(0));
+  check_optional_vector("key_factor", key_factor, query, key.size(0));
+  check_list_tensors(offsets, keys, query);
+  check_pairs(pairs, query, query.size(0), key.size(0));
 }
 
 inline void check_survivors(const Tensor& packed, const Tensor& counts, int64_t k) {

@@ -18,6 +18,11 @@ T* mutable_data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
+template <class T>
+const T* optional_data(const std::optional<Tensor>& x) {
+  return x ? data<T>(*x) : nullptr;
+}
+
 // compute(T{}) in double for double tensors, else in float.
 template <class Compute>
 auto by_accumulator(const Tensor& x, const Compute& compute) {

@@ -5,13 +5,14 @@ import re
 import pytest
 import torch
 
-from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, overload
+from cl_kernels._ops import schemas
 from python_tests.conftest import skip_unless_usable
-from python_tests.helpers import operator
 
-OPERATIONS = (*SCHEMAS, *FUSED_SCHEMAS, "topk", "select_topk")
-EMBEDDINGS = ("query", "key", "x", "view_0", "view_1")
-NO_LISTS = {"exclude_offsets": None, "exclude_keys": None}
+OPERATIONS = [
+    *(name for name in schemas if not name.startswith("contrast")),
+    "select_topk",
+]
+EMBEDDINGS = ("query", "key")
 MESSAGE = re.compile(r"cl_kernels: [\w, ]+: expected .*, got ")
 
 
@@ -20,38 +21,38 @@ def native():
     skip_unless_usable("native")
 
 
+def operator(operation):
+    packet = getattr(torch.ops.cl_kernels, operation)
+    return packet.default if operation == "select_topk" else packet.native
+
+
 def arguments(operation):
     """Good arguments by name, in the schema's order: with filters, all optional tensors given."""
     M, N, width = 7, 9, 5
-    if "self" in operation or operation == "pair_contrast":
+    is_self = operation.startswith("self")
+    if is_self:
         N = M
-    rows = 2 * M if operation == "self_contrast" else M
-    cols = rows if rows > M else N
-    is_search = operation == "topk"
+    sides = [M, N] if operation.startswith("row_col") else [M]
     values = {
-        **{name: torch.randn(M, width) for name in EMBEDDINGS},
-        "key": torch.randn(N, width),
-        **{name: torch.randn(M) for name in ("grad", "lse", "grad_row", "row", "query_factor")},
-        **{name: torch.randn(N) for name in ("grad_col", "col", "key_factor")},
-        **{name: torch.randn(M) if is_search else None for name in ("below", "above")},
+        "query": torch.randn(M, width),
+        "key": None if is_self else torch.randn(N, width),
+        "grads": [torch.randn(size) for size in sides],
+        "values": [torch.randn(size) for size in sides],
+        **{name: torch.randn(M) for name in ("below", "above", "query_factor")},
+        "key_factor": torch.randn(N),
         "scale": torch.tensor(2.0),
-        "query_ids": [torch.arange(rows), torch.arange(rows) % 3],
-        "key_ids": [torch.arange(cols), torch.arange(cols) % 3],
+        "query_ids": [torch.arange(M), torch.arange(M) % 3],
+        "key_ids": [torch.arange(N), torch.arange(N) % 3],
         "keep_same": [False, True],
         "compute_dtype": torch.float32,
-        "normalize": True,
-        "mean": True,
-        "needs": [True, True, True],
-        "symmetric": True,
-        "need_query": True,
-        "need_key": True,
+        "needs": [True, True],
         "k": 3,
         "exclude_offsets": torch.tensor([0, 2, 2, 3, 3, 4, 4, 6]),
         "exclude_keys": torch.tensor([1, 8, 0, 5, 3, 3]),
         "packed": torch.randint(1 << 40, (M, 2, 4)),
         "counts": torch.full((M, 2), 3, dtype=torch.int32),
     }
-    schema = operator(operation, "native")._schema
+    schema = operator(operation)._schema
     return {argument.name: values.get(argument.name) for argument in schema.arguments}
 
 
@@ -93,52 +94,66 @@ def bad_lists(name, x):
         yield None
 
 
+def bad_lengths(name, value):
+    """Lists of the wrong length, where an empty one is no good either."""
+    if name == "keep_same":
+        return [], [True], [True, False, True]
+    if name == "needs":
+        return [], [True], [True] * 3
+    return value[:-1], [*value, value[0]]
+
+
 def bad_values(operation, name, value):
     if isinstance(value, torch.Tensor):
-        alone = operation.startswith("self_logsumexp")
+        alone = operation.startswith("self")
         yield from bad_tensors(name, value, alone)
         yield from bad_lists(name, value)
-    elif name in ("query_ids", "key_ids"):
-        yield value[:1]
-        yield [*value, value[0]]
-        for position in range(2):
-            for ids in bad_tensors(name, value[position], False):
-                yield [*value[:position], ids, *value[position + 1 :]]
-    elif name == "keep_same":
-        yield from ([], [True], [True, False, True])
-    elif name == "needs":
-        yield from ([], [True, True], [True] * 4)
+        if name == "key" and operation != "topk":
+            yield None
+    elif isinstance(value, list):
+        yield from bad_lengths(name, value)
+        if name in ("keep_same", "needs"):
+            return
+        for position in range(len(value)):
+            for bad in bad_tensors(name, value[position], False):
+                yield [*value[:position], bad, *value[position + 1 :]]
     elif name == "compute_dtype":
         yield from (torch.int32, torch.complex64, torch.bool)
     elif name == "k":
         yield from (0, -1, -(1 << 62))
-    elif name == "below":
-        yield torch.zeros(7)  # not built yet
+    elif name == "key":
+        yield torch.randn(7, 5)  # a Gram matrix has none
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_bad_arguments(operation):
     good = arguments(operation)
-    call = overload(operation, "native")
+    call = operator(operation)
     call(*good.values())
     refused = set()
     for name, value in good.items():
         for bad in bad_values(operation, name, value):
             with pytest.raises(RuntimeError) as error:
                 call(*(good | {name: bad}).values())
-            if not (name == "below" and value is None):
-                assert MESSAGE.search(str(error.value)), (name, str(error.value))
+            assert MESSAGE.search(str(error.value)), (name, str(error.value))
             refused.add(name)
-    free = {"normalize", "mean", "symmetric", "need_query", "need_key", "logit_bound"}
-    free |= {"key_bias", "guide_query", "guide_key"}
-    assert refused == set(good) - free
+    assert refused == set(good) - {"logit_bound"}
     call(*good.values())
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "select_topk"])
+def test_at_most_three_filters(operation):
+    good = arguments(operation)
+    names = ("query_ids", "key_ids", "keep_same")
+    operator(operation)(*(good | {name: [good[name][0]] * 3 for name in names}).values())
+    with pytest.raises(RuntimeError, match="keep_same: expected at most 3 filters, got 4"):
+        operator(operation)(*(good | {name: [good[name][0]] * 4 for name in names}).values())
 
 
 def test_more_places_than_memory():
     for operation in ("topk", "select_topk"):
         with pytest.raises(RuntimeError):
-            overload(operation, "native")(*(arguments(operation) | {"k": 1 << 62}).values())
+            operator(operation)(*(arguments(operation) | {"k": 1 << 62}).values())
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -157,6 +172,7 @@ def test_nothing_is_no_error(operation, size):
     if size == "no rows":
         empty = {name: emptied(name, value) for name, value in good.items()}
     else:
-        empty = {name: v[:, :0] if name in EMBEDDINGS else v for name, v in good.items()}
-    for result in torch.utils._pytree.tree_leaves(overload(operation, "native")(*empty.values())):
+        narrow = EMBEDDINGS if good.get("key") is not None else ("query",)
+        empty = {name: v[:, :0] if name in narrow else v for name, v in good.items()}
+    for result in torch.utils._pytree.tree_leaves(operator(operation)(*empty.values())):
         assert not result.isnan().any()

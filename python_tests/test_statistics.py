@@ -1,4 +1,4 @@
-"""The torch-free C++ (tile kernels, running log-sum-exps) against numpy."""
+"""The torch-free C++ (tile kernels, folds) against numpy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ cl_testing = pytest.importorskip(
 )
 
 KERNELS = [*cl_testing.TileKernels32.usable, *cl_testing.TileKernels64.usable]
-LOWEST = -3e38  # where a running maximum starts (csrc/statistics.h)
+LOWEST = -3e38  # where a maximum starts (csrc/statistics.h)
 
 
 def dtype_of(kernels):
@@ -45,17 +45,6 @@ def logsumexp(logits, axis):
     return np.logaddexp.reduce(logits.astype(np.float64), axis=axis)
 
 
-def values(max, sum, scale):
-    """The statistic of each (max, sum), as ``RunningLogSumExp.value``."""
-    running = {4: cl_testing.RunningLogSumExp32, 8: cl_testing.RunningLogSumExp64}
-    result = []
-    for top, total in zip(max, sum, strict=True):
-        state = running[max.itemsize]()
-        state.merge(top, total, scale)
-        result.append(state.value(scale))
-    return np.array(result)
-
-
 # exp
 
 
@@ -76,7 +65,7 @@ def arguments(dtype, random):
 
 def exp_by(kernels):
     """The exponential inside the tile kernels: the logits of one row, shifted by 0."""
-    return lambda x: kernels.exp_rows(x[None], 1, np.zeros(1, x.dtype))[0][0]
+    return lambda x: kernels.exp_rows(x[None], np.zeros(1, x.dtype))[0][0]
 
 
 def test_exp_accuracy(kernels, dtype, random):
@@ -196,6 +185,17 @@ def test_products_round_little_at_any_depth(kernels, dtype, random, depth):
     assert (np.abs(c) < 10 * np.finfo(dtype).eps * exact).all()
 
 
+@pytest.mark.parametrize("depth", [1, 64, 65, 512, 513, 600, 1025])
+def test_factor_of_a_product(kernels, dtype, random, depth):
+    """Products of scaled and of swapped matrices are the same, bit for bit, and symmetric."""
+    a = random.standard_normal((70, depth)).astype(dtype)
+    plain, scaled = np.full((2, 70, 70), np.nan, dtype)
+    kernels.multiply(a, a.T.copy(), plain)
+    kernels.multiply(a, a.T.copy(), scaled, factor=dtype(-0.3))
+    assert np.array_equal(plain, plain.T)
+    assert np.array_equal(scaled, plain * dtype(-0.3))
+
+
 def test_multiply_keeps_nan_in_its_row(kernels, dtype, random):
     a, b = integers(random, (13, 9), dtype), integers(random, (9, 37), dtype)
     a[7, 3] = np.nan
@@ -211,8 +211,8 @@ def test_transpose(kernels, dtype, random):
             x = random.standard_normal((rows, cols)).astype(dtype)
             y, memory = inside(random, (cols, rows), dtype)
             expected = memory.copy()
-            expected[64:-64] = -2 * x.T.ravel()
-            kernels.transpose(x, -2, y)
+            expected[64:-64] = x.T.ravel()
+            kernels.transpose(x, y)
             assert np.array_equal(memory, expected), (rows, cols)
 
 
@@ -242,138 +242,177 @@ def test_all_finite(kernels, dtype):
                 assert not kernels.all_finite(x)
 
 
-# Folds and weights
+# Dropped pairs
 
 SHAPES = ((1, 1), (3, 63), (2, 64), (5, 65), (64, 7), (33, 200))
-SCALES = (1.0, 0.03, 100.0)
-
-
-def tile(random, shape, dtype):
-    """Similarities of which some pairs are dropped, and a whole row and a whole column."""
-    s = random.uniform(-1, 1, shape).astype(dtype)
-    s[random.random(shape) < 0.3] = -np.inf
-    if min(shape) > 1:
-        s[1] = -np.inf
-        s[:, 0] = -np.inf
-    return s
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scale", SCALES)
-def test_folds(kernels, dtype, random, shape, scale):
-    s = tile(random, shape, dtype)
-    logits = s.astype(np.float64) * scale
-    for axis, fold in ((1, kernels.fold_rows), (0, kernels.fold_cols)):
-        ours, exact = values(*fold(s, scale), scale), logsumexp(logits, axis)
-        empty = exact == -np.inf
-        assert np.array_equal(ours == -np.inf, empty)
-        ours, exact = ours[~empty], exact[~empty]
-        assert (np.abs(ours - exact) <= tolerance(dtype) * np.maximum(np.abs(exact), 1)).all()
-    assert np.array_equal(kernels.max_rows(s), np.maximum(s.max(1), dtype(LOWEST)))
-
-
-@pytest.mark.parametrize("place", [0, 64, 129])
-def test_folds_keep_nan(kernels, dtype, random, place):
-    s = tile(random, (5, 130), dtype)
-    s[2, place] = np.nan
-    rows = values(*kernels.fold_rows(s, 3.0), 3.0)
-    cols = values(*kernels.fold_cols(s, 3.0), 3.0)
-    assert np.array_equal(np.isnan(rows), np.arange(5) == 2)
-    assert np.array_equal(np.isnan(cols), np.arange(130) == place)
-
-
-def test_exp_rows(kernels, dtype, random):
-    s = tile(random, (9, 130), dtype)
-    top = np.maximum(s.max(1), dtype(LOWEST)) + dtype(0.5)
-    ours, sums = kernels.exp_rows(s, 7.0, top)
-    exact = np.exp(7.0 * (s.astype(np.float64) - top[:, None].astype(np.float64)))
-    assert np.allclose(ours, exact, rtol=tolerance(dtype), atol=np.finfo(dtype).tiny)
-    assert np.allclose(sums, exact.sum(1), rtol=tolerance(dtype), atol=0)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scale", SCALES)
-def test_weights(kernels, dtype, random, shape, scale):
-    s, mirrored = tile(random, shape, dtype), tile(random, shape, dtype)
-    row_grad, col_grad = (random.standard_normal(n).astype(dtype) for n in shape)
-    # Statistics no smaller than any of their logits; +inf is what an empty row is given.
-    row_lse, col_lse = (scale + random.random(n).astype(dtype) for n in shape)
-    row_lse[-1] = np.inf
-
-    def exact(logits, grad, lse):
-        return grad * np.exp(logits.astype(np.float64) * scale - lse.astype(np.float64))
-
-    rows = exact(s, row_grad[:, None], row_lse[:, None])
-    cols = exact(s, col_grad, col_lse)
-    mirrored_cols = exact(mirrored, col_grad, col_lse)
-    both = (row_grad, row_lse, col_grad, col_lse)
-    for ours, expected in (
-        (kernels.row_weights(s, scale, row_grad, row_lse), rows),
-        (kernels.col_weights(s, scale, col_grad, col_lse), cols),
-        (kernels.row_col_weights(s, None, scale, *both), rows + cols),
-        (kernels.row_col_weights(s, mirrored, scale, *both), rows + mirrored_cols),
-    ):
-        allowed = tolerance(dtype) * max(scale, 1) * np.abs(expected).max(initial=0)
-        assert (np.abs(ours - expected) <= allowed).all()
-    assert (kernels.row_weights(s, scale, row_grad, row_lse)[s == -np.inf] == 0).all()
 
 
 @pytest.mark.parametrize("keep_same", [True, False])
 def test_drop(kernels, dtype, random, keep_same):
     for shape in SHAPES:
-        x = random.standard_normal(shape).astype(dtype)
-        x[0, -1] = np.nan
+        z = random.standard_normal(shape).astype(dtype)
+        z[0, -1] = np.nan
         row_ids, col_ids = (random.integers(-2, 2, n) * 2**62 for n in shape)
         kept = (row_ids[:, None] == col_ids) == keep_same
-        ours = kernels.drop(x, row_ids, col_ids, keep_same, -np.inf)
-        assert np.array_equal(ours, np.where(kept, x, dtype(-np.inf)), equal_nan=True)
+        ours = kernels.drop(z, row_ids, col_ids, keep_same)
+        assert np.array_equal(ours, np.where(kept, z, dtype(-np.inf)), equal_nan=True)
 
 
-# Running log-sum-exps
+@pytest.mark.parametrize("bounded", ["", "below", "above", "below above"])
+@pytest.mark.parametrize("scale", [3.0, -2.0, 0.0])
+def test_scale_within_bounds(kernels, dtype, random, bounded, scale):
+    """Strictly: an equal similarity is dropped, as is a NaN, and all of a bound that is NaN."""
+    for shape in SHAPES:
+        s = random.integers(-3, 4, shape).astype(dtype)
+        s[0, -1] = np.nan
+        for by_rows in (True, False):
+            size = shape[0] if by_rows else shape[1]
+            bounds = {name: random.integers(-3, 4, size).astype(dtype) for name in bounded.split()}
+            for bound in bounds.values():
+                bound[size // 2] = np.nan
+            kept = np.ones(shape, bool)
+            for name, bound in bounds.items():
+                bound = bound[:, None] if by_rows else bound
+                kept &= s < bound if name == "below" else s > bound
+            scale_within = kernels.scale_within_rows if by_rows else kernels.scale_within_cols
+            ours = scale_within(s, scale, bounds.get("below"), bounds.get("above"))
+            assert np.array_equal(ours, np.where(kept, s * dtype(scale), -np.inf), equal_nan=True)
 
 
-@pytest.fixture(params=[32, 64])
-def running(request):
-    return {32: cl_testing.RunningLogSumExp32, 64: cl_testing.RunningLogSumExp64}[request.param]
+# Folds: tiles of logits
 
 
-def merged(running, numbers, scale=1.0):
-    state = running()
-    for number in numbers:
-        state.merge(number, 1.0, scale)
-    return state.value(scale)
+def tile(random, shape, dtype, most=1.0):
+    """Logits of which some are dropped, and a whole row and a whole column."""
+    z = (most * random.uniform(-1, 1, shape)).astype(dtype)
+    z[random.random(shape) < 0.3] = -np.inf
+    if min(shape) > 1:
+        z[1] = -np.inf
+        z[:, 0] = -np.inf
+    return z
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("most", [0.03, 1.0, 100.0, 1e5])
+def test_folds(kernels, dtype, random, shape, most):
+    z = tile(random, shape, dtype, most)
+    for dim in (0, 1):
+        (ours, _), exact = kernels.fold_logsumexp(z, dim), logsumexp(z, 1 - dim)
+        empty = exact == -np.inf
+        assert np.array_equal(ours == -np.inf, empty)
+        ours, exact = ours[~empty], exact[~empty]
+        assert (np.abs(ours - exact) <= tolerance(dtype) * np.maximum(np.abs(exact), 1)).all()
+    assert np.array_equal(kernels.max_rows(z), np.maximum(z.max(1), dtype(LOWEST)))
+
+
+@pytest.mark.parametrize("place", [0, 64, 129])
+def test_folds_keep_nan(kernels, dtype, random, place):
+    z = tile(random, (5, 130), dtype)
+    z[2, place] = np.nan
+    rows, cols = (kernels.fold_logsumexp(z, dim)[0] for dim in (0, 1))
+    assert np.array_equal(np.isnan(rows), np.arange(5) == 2)
+    assert np.array_equal(np.isnan(cols), np.arange(130) == place)
+
+
+def test_exp_rows(kernels, dtype, random):
+    z = tile(random, (9, 130), dtype, 7.0)
+    top = np.maximum(z.max(1), dtype(LOWEST)) + dtype(0.5)
+    ours, sums = kernels.exp_rows(z, top)
+    exact = np.exp(z.astype(np.float64) - top[:, None].astype(np.float64))
+    assert np.allclose(ours, exact, rtol=tolerance(dtype), atol=np.finfo(dtype).tiny)
+    assert np.allclose(sums, exact.sum(1), rtol=tolerance(dtype), atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("most", [0.03, 1.0, 100.0])
+def test_weights(kernels, dtype, random, shape, most):
+    z, mirrored = tile(random, shape, dtype, most), tile(random, shape, dtype, most)
+    row_grad, col_grad = (random.standard_normal(n).astype(dtype) for n in shape)
+    # Statistics no smaller than any of their logits.
+    row_lse, col_lse = (most + random.random(n).astype(dtype) for n in shape)
+
+    def exact(logits, grad, lse):
+        return grad * np.exp(logits.astype(np.float64) - lse.astype(np.float64))
+
+    rows = exact(z, row_grad[:, None], row_lse[:, None])
+    cols = exact(z, col_grad, col_lse)
+    mirrored_cols = exact(mirrored, col_grad, col_lse)
+    row, col = (row_grad, row_lse), (col_grad, col_lse)
+    for ours, expected in (
+        (kernels.logsumexp_weights(z, *row), rows),
+        (kernels.logsumexp_weights(z, *row, *col), rows + cols),
+        (kernels.logsumexp_weights(z, *row, *col, mirrored), rows + mirrored_cols),
+    ):
+        allowed = tolerance(dtype) * max(most, 1) * np.abs(expected).max(initial=0)
+        assert (np.abs(ours - expected) <= allowed).all()
+    assert (kernels.logsumexp_weights(z, *row)[z == -np.inf] == 0).all()
+
+
+@pytest.mark.parametrize("grad", [1.0, np.nan, np.inf])
+@pytest.mark.parametrize("lse", [2.0, np.nan, np.inf, -np.inf])
+def test_dropped_pairs_weigh_nothing(kernels, dtype, random, grad, lse):
+    """Whatever comes from upstream: 0 x NaN would poison what the pair does not touch."""
+    z = tile(random, (33, 70), dtype)
+    dropped = z == -np.inf
+    bad = [np.full(n, x, dtype) for n in z.shape for x in (grad, lse)]
+    good = [np.full(n, x, dtype) for n in z.shape for x in (1, 2)]
+    for ours in (
+        kernels.logsumexp_weights(z, *bad[:2]),
+        kernels.logsumexp_weights(z, *bad),
+        kernels.logsumexp_weights(z, *good[:2], *bad[2:]),
+    ):
+        assert (ours[dropped] == 0).all()
+        assert np.isfinite(ours[~dropped]).all() == bool(np.isfinite(grad) and lse in (2, np.inf))
+
+
+# Folds: one logit at a time
+
+FOLD_DTYPES = pytest.mark.parametrize("number", [np.float32, np.float64])
+
+
+def value(logits, number=np.float32, **options):
+    return cl_testing.logsumexp(np.asarray(logits, number), **options)[0][0]
+
+
+@FOLD_DTYPES
+@pytest.mark.parametrize("most", [0.03, 1.0, 100.0])
 @pytest.mark.parametrize("order", ["random", "ascending", "descending"])
-def test_running_logsumexp(running, random, scale, order):
-    s = random.uniform(-1, 1, 400)
-    s[::7] = -np.inf
-    s = {"random": s, "ascending": np.sort(s), "descending": -np.sort(-s)}[order]
-    dtype = np.float32 if running is cl_testing.RunningLogSumExp32 else np.float64
-    s = s.astype(dtype)
-    exact = logsumexp(s.astype(np.float64) * scale, 0)
-    error = abs(merged(running, s, scale) - exact)
-    assert error <= 100 * np.finfo(dtype).eps * max(abs(exact), 1)
+@pytest.mark.parametrize("split", [False, True])
+def test_merged_logsumexp(number, random, most, order, split):
+    z = most * random.uniform(-1, 1, 400)
+    z[::7] = -np.inf
+    z = {"random": z, "ascending": np.sort(z), "descending": -np.sort(-z)}[order].astype(number)
+    exact = logsumexp(z, 0)
+    assert abs(value(z, number, split=split) - exact) <= 100 * np.finfo(number).eps * max(
+        abs(exact), 1
+    )
 
 
-def test_running_logsumexp_of_nothing(running):
-    assert running().value(1.0) == -np.inf
-    assert merged(running, [-np.inf] * 3) == -np.inf
-    assert merged(running, [-np.inf, 2.0, -np.inf]) == 2.0
-    state = running()
-    state.merge(LOWEST, 0.0, 5.0)  # what a fold makes of a tile that was dropped
-    assert state.value(5.0) == -np.inf
-    state.merge(0.25, 1.0, 4.0)
-    state.merge(LOWEST, 0.0, 4.0)
-    assert state.value(4.0) == 1.0
+@FOLD_DTYPES
+def test_logsumexp_of_nothing(number):
+    for split in (False, True):
+        assert value([], number, split=split) == -np.inf
+        assert value([-np.inf] * 3, number, split=split) == -np.inf
+        assert value([-np.inf, 2.0, -np.inf], number, split=split) == 2.0
+        assert value([-np.inf, -np.inf, 2.0], number, split=split) == 2.0
 
 
-def test_running_logsumexp_keeps_nan(running):
-    for numbers in ([np.nan], [1.0, np.nan], [np.nan, 1.0], [-np.inf, np.nan, 3.0, -np.inf]):
-        assert np.isnan(merged(running, numbers))
+@FOLD_DTYPES
+def test_logsumexp_keeps_nan(number):
+    for logits in ([np.nan], [1.0, np.nan], [np.nan, 1.0], [-np.inf, np.nan, 3.0, -np.inf]):
+        for split in (False, True):
+            assert np.isnan(value(logits, number, split=split))
 
 
-def test_running_logsumexp_of_large_logits(running):
-    assert merged(running, [1e4, 1e4]) == pytest.approx(1e4 + np.log(2), rel=1e-7)
-    assert merged(running, [-1e4, -1e4]) == pytest.approx(-1e4 + np.log(2), rel=1e-7)
+def test_logsumexp_of_large_logits():
+    assert value([1e4, 1e4]) == pytest.approx(1e4 + np.log(2), rel=1e-7)
+    assert value([-1e4, -1e4]) == pytest.approx(-1e4 + np.log(2), rel=1e-7)
+
+
+@FOLD_DTYPES
+def test_weight_of_a_logit(number, random):
+    """As the tile kernels have it, for any logit above -inf."""
+    z = random.uniform(-20, 1, 500).astype(number)
+    lse = (1 + random.random(500)).astype(number)
+    exact = np.exp(z.astype(np.float64) - lse.astype(np.float64))
+    assert np.allclose(cl_testing.logsumexp_weight(z, lse), exact, rtol=tolerance(number) * 20)

@@ -1,9 +1,9 @@
-// The pair filters of a call, applied to a tile.
+// The id filters of a call, applied to a tile.
 #pragma once
 #include <algorithm>
 #include <utility>
 
-#include "../stable.h"
+#include "../pairs.h"
 #include "tile_kernels.h"
 
 namespace cl::cpu {
@@ -13,12 +13,12 @@ enum class Dropped { none, some, all };
 class Filters {
  public:
   // Block sizes let whole tiles be judged by the ranges of their ids.
-  Filters(const Options& options, int64_t block_m, int64_t block_n) {
-    for (size_t f = 0; f < options.keep_same.size(); ++f) {
-      const Tensor &query = options.query_ids[f], &key = options.key_ids[f];
+  Filters(const Pairs& pairs, int64_t block_m, int64_t block_n) {
+    for (size_t f = 0; f < pairs.keep_same.size(); ++f) {
+      const Tensor &query = pairs.query_ids[f], &key = pairs.key_ids[f];
       Filter filter{query.const_data_ptr<int64_t>(),
                     key.const_data_ptr<int64_t>(),
-                    options.keep_same[f],
+                    pairs.keep_same[f],
                     {},
                     {}};
       filter.query_ranges = ranges(filter.query, query.size(0), block_m);
@@ -52,18 +52,18 @@ class Filters {
                        [&](const Filter& f) { return (f.query[i] == f.key[j]) == f.keep_same; });
   }
 
-  // Overwrites the dropped pairs of the tile at (i0, j0).
+  // Makes -inf of the dropped pairs of the tile at (i0, j0).
   template <class T>
-  void drop(T* values, int64_t i0, int64_t m, int64_t j0, int64_t n, T fill) const {
+  void drop(T* z, int64_t i0, int64_t m, int64_t j0, int64_t n) const {
     for (const Filter& f : filters_)
-      tile_kernels<T>().drop(values, m, n, f.query + i0, f.key + j0, f.keep_same, fill);
+      tile_kernels<T>().drop(z, m, n, f.query + i0, f.key + j0, f.keep_same);
   }
 
   // The same for a Gram matrix's tile read as its columns see it: pair (j, i) for (i, j).
   template <class T>
-  void drop_mirrored(T* values, int64_t i0, int64_t m, int64_t j0, int64_t n, T fill) const {
+  void drop_mirrored(T* z, int64_t i0, int64_t m, int64_t j0, int64_t n) const {
     for (const Filter& f : filters_)
-      tile_kernels<T>().drop(values, m, n, f.key + i0, f.query + j0, f.keep_same, fill);
+      tile_kernels<T>().drop(z, m, n, f.key + i0, f.query + j0, f.keep_same);
   }
 
  private:

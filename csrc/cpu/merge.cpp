@@ -1,6 +1,6 @@
 #include <memory>
 
-#include "parallel.h"
+#include "tensors.h"
 #include "topk.h"
 
 namespace cl::cpu {
@@ -23,6 +23,15 @@ void merge(const Parts<T>& from, int64_t k, T* values, int64_t* indices) {
       write_best<T>(storage.get(), best.finish(), k, values + i * k, indices + i * k);
     }
   });
+}
+
+Found select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
+  const int64_t rows = packed.size(0);
+  Tensor values = empty_of(aoti_torch_dtype_float32(), {rows, k});
+  Tensor indices = empty_indices(packed, {rows, k});
+  merge<float>({data<int64_t>(packed), data<int32_t>(counts), rows, packed.size(1), packed.size(2)},
+               k, mutable_data<float>(values), mutable_data<int64_t>(indices));
+  return {values, indices};
 }
 
 template void merge(const Parts<float>&, int64_t, float*, int64_t*);

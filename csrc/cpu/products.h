@@ -55,18 +55,18 @@ class Products {
 
   int64_t buffer_size(int64_t n) const { return loops_ ? n * width_ : 0; }
 
-  // s = sign * a b^T for a [m, width] and b [n, width].
-  void similarities(const T* a, const T* b, T* s, int64_t m, int64_t n, T sign, T* buffer) const {
+  // s = factor * a b^T for a [m, width] and b [n, width].
+  void similarities(const T* a, const T* b, T* s, int64_t m, int64_t n, T factor, T* buffer) const {
     if (!loops_) {
       for (int64_t d = 0; d < width_; d += kDepth) {
         const int64_t depth = std::min(kDepth, width_ - d);
         multiply({s, m, n, n, 1}, {a + d, m, depth, width_, 1}, {b + d, depth, n, 1, width_},
-                 d == 0 ? 0. : 1., sign);
+                 d == 0 ? 0. : 1., factor);
       }
       return;
     }
-    kernels_.transpose(b, n, width_, sign, buffer);
-    kernels_.multiply(a, width_, 1, buffer, s, m, n, width_);
+    kernels_.transpose(b, n, width_, buffer);
+    kernels_.multiply(a, width_, 1, buffer, s, m, n, width_, factor);
   }
 
   // total += w b, for w [m, n] and b [n, width].

@@ -9,6 +9,11 @@
 
 namespace cl::cpu {
 
+// Host memory has no current device to be set.
+struct Guard {
+  explicit Guard(const Tensor&) {}
+};
+
 // By the C shim: torch::stable's functions look the operator up by name at every call.
 inline Tensor empty_of(int32_t dtype, const std::vector<int64_t>& size) {
   std::vector<int64_t> strides(size.size(), 1);
@@ -24,7 +29,7 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
   return empty_of(is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), size);
 }
 
-inline Tensor empty_indices(const std::vector<int64_t>& size) {
+inline Tensor empty_indices(const Tensor&, const std::vector<int64_t>& size) {
   return empty_of(aoti_torch_dtype_int64(), size);
 }
 
@@ -35,17 +40,6 @@ inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {
   constexpr int64_t grain = 1 << 20;
   for_each_range(result.numel() * width, grain,
                  [&](int64_t begin, int64_t end) { std::memset(bytes + begin, 0, end - begin); });
-  return result;
-}
-
-inline Tensor zeros_if(bool needed, const Tensor& x) {
-  return needed ? zeros(x, {x.size(0), x.size(1)}) : empty(x, {0});
-}
-
-template <class T>
-Tensor scalar(const Tensor& like, T value) {
-  Tensor result = empty(like, {});
-  *mutable_data<T>(result) = value;
   return result;
 }
 

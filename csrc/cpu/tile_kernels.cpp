@@ -5,67 +5,44 @@
 
 namespace cl::cpu {
 
-namespace baseline {
-extern const TileKernels<float> of_float;
-extern const TileKernels<double> of_double;
-}  // namespace baseline
+namespace isa {
+extern const InstructionSet baseline;
 #ifdef CL_X86_64
-namespace avx2 {
-extern const TileKernels<float> of_float;
-extern const TileKernels<double> of_double;
-}  // namespace avx2
-namespace avx512 {
-extern const TileKernels<float> of_float;
-extern const TileKernels<double> of_double;
-}  // namespace avx512
+extern const InstructionSet avx2, avx512;
 #endif
+}  // namespace isa
 
 namespace {
 
-enum class Isa { baseline, avx2, avx512 };
-
-Isa detect() {
+std::vector<const InstructionSet*> detect() {
+  std::vector<const InstructionSet*> sets{&isa::baseline};
 #ifdef CL_X86_64
   const char* forced = std::getenv("CL_KERNELS_ISA");
   const std::string_view limit = forced ? forced : "";
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                          __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && limit != "avx2" && limit != "baseline") return Isa::avx512;
-  if (has_avx2 && limit != "baseline") return Isa::avx2;
+  if (limit == "baseline") return sets;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return sets;
+  sets.push_back(&isa::avx2);
+  if (limit != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    sets.push_back(&isa::avx512);
 #endif
-  return Isa::baseline;
-}
-
-template <class T>
-const TileKernels<T>& pick(const TileKernels<T>& baseline,
-                           [[maybe_unused]] const TileKernels<T>& avx2,
-                           [[maybe_unused]] const TileKernels<T>& avx512) {
-  static const Isa isa = detect();
-  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : baseline;
+  return sets;
 }
 
 }  // namespace
 
-#ifdef CL_X86_64
-template <>
-const TileKernels<float>& tile_kernels<float>() {
-  return pick(baseline::of_float, avx2::of_float, avx512::of_float);
+const std::vector<const InstructionSet*>& usable_instruction_sets() {
+  static const std::vector<const InstructionSet*> sets = detect();
+  return sets;
 }
-template <>
-const TileKernels<double>& tile_kernels<double>() {
-  return pick(baseline::of_double, avx2::of_double, avx512::of_double);
+
+template <class T>
+const TileKernels<T>& tile_kernels() {
+  static const TileKernels<T>& best = usable_instruction_sets().back()->of<T>();
+  return best;
 }
-#else
-template <>
-const TileKernels<float>& tile_kernels<float>() {
-  return baseline::of_float;
-}
-template <>
-const TileKernels<double>& tile_kernels<double>() {
-  return baseline::of_double;
-}
-#endif
+
+template const TileKernels<float>& tile_kernels();
+template const TileKernels<double>& tile_kernels();
 
 }  // namespace cl::cpu

@@ -1,6 +1,10 @@
 // What is done to one tile of logits in memory, compiled once per instruction set.
 #pragma once
 #include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "../statistics.h"
 
 namespace cl::cpu {
 
@@ -15,51 +19,62 @@ struct Wanted {
   int64_t floor_index;
 };
 
-// Tiles are row-major [m, n]. Logits are scale * s with scale >= 0; a dropped pair has s = -inf.
+// What a fold (csrc/statistics.h) makes of a tile of logits. A dropped pair's logit is -inf, and it
+// weighs exactly 0, even where the gradient or the value is not finite.
+template <class Fold, class T = typename Fold::Number>
+struct FoldKernels {
+  // The state of every row, and of every column.
+  void (*fold_rows)(const T* z, int64_t m, int64_t n, Fold* states);
+  void (*fold_cols)(const T* z, int64_t m, int64_t n, Fold* states);
+
+  // z[i, j] = row.grad[i] * weight(z[i, j], row.value[i]).
+  void (*row_weights)(T* z, int64_t m, int64_t n, Upstream<T> row);
+
+  // z[i, j] = row.grad[i] * weight(z[i, j], row.value[i])
+  //         + col.grad[j] * weight(mirrored[i, j], col.value[j]); mirrored may be z.
+  void (*row_col_weights)(T* z, const T* mirrored, int64_t m, int64_t n, Upstream<T> row,
+                          Upstream<T> col);
+};
+
+// Strict bounds [m] or [n] on similarities; each may be null.
+template <class T>
+struct Bounds {
+  const T *below, *above;
+};
+
+// Tiles are row-major [m, n].
 template <class T>
 struct TileKernels {
   const char* instruction_set;
   bool fast_products;  // whether multiply is to be preferred to BLAS at any size
 
-  // c[m, n] = a b for a[i, p] at a[i * a_row + p * a_col] and row-major b [k, n]. Terms are added
-  // in an order that depends on k alone, and in short sums first.
+  // c[m, n] = factor * (a b) for a[i, p] at a[i * a_row + p * a_col] and row-major b [k, n]. Terms
+  // are added in an order that depends on k alone, and in short sums first.
   void (*multiply)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
-                   int64_t k);
+                   int64_t k, T factor);
 
   // c += a b.
   void (*add_product)(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m,
                       int64_t n, int64_t k);
 
-  // y[cols, rows] = factor * x^T for x [rows, cols].
-  void (*transpose)(const T* x, int64_t rows, int64_t cols, T factor, T* y);
+  // y[cols, rows] = x^T for x [rows, cols].
+  void (*transpose)(const T* x, int64_t rows, int64_t cols, T* y);
 
-  // max and sum of exp(scale * (s - max)) of every row.
-  void (*fold_rows)(const T* s, int64_t m, int64_t n, T scale, T* max, T* sum);
+  // s[i, j] = scale * s[i, j], or -inf unless row i's (column j's) bounds hold.
+  void (*scale_within_rows)(T* s, int64_t m, int64_t n, T scale, Bounds<T> bounds);
+  void (*scale_within_cols)(T* s, int64_t m, int64_t n, T scale, Bounds<T> bounds);
 
-  // The same of every column.
-  void (*fold_cols)(const T* s, int64_t m, int64_t n, T scale, T* max, T* sum);
+  // z[i, j] = -inf unless (row_ids[i] == col_ids[j]) == keep_same.
+  void (*drop)(T* z, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
+               bool keep_same);
+
+  FoldKernels<LogSumExp<T>> logsumexp;
 
   // max of every row.
-  void (*max_rows)(const T* s, int64_t m, int64_t n, T* max);
+  void (*max_rows)(const T* z, int64_t m, int64_t n, T* max);
 
-  // s[i, j] = exp(scale * (s[i, j] - max[i])), and its row sums.
-  void (*exp_rows)(T* s, int64_t m, int64_t n, T scale, const T* max, T* sum);
-
-  // s[i, j] = grad[i] * exp(scale * s[i, j] - lse[i]).
-  void (*row_weights)(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse);
-
-  // s[i, j] = grad[j] * exp(scale * s[i, j] - lse[j]).
-  void (*col_weights)(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse);
-
-  // s[i, j] = row_grad[i] * exp(scale * s[i, j] - row_lse[i])
-  //         + col_grad[j] * exp(scale * mirrored[i, j] - col_lse[j]); mirrored may be s, and is
-  // lost.
-  void (*row_col_weights)(T* s, T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
-                          const T* row_lse, const T* col_grad, const T* col_lse);
-
-  // value[i, j] = fill unless (row_ids[i] == col_ids[j]) == keep_same.
-  void (*drop)(T* values, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
-               bool keep_same, T fill);
+  // z[i, j] = exp(z[i, j] - max[i]), and its row sums.
+  void (*exp_rows)(T* z, int64_t m, int64_t n, const T* max, T* sum);
 
   // y = x rounded to bfloat16 or float16, widened again.
   void (*widen_bfloat16)(const uint16_t* x, int64_t count, T* y);
@@ -84,10 +99,32 @@ struct TileKernels {
   // Column j is key first + j. Both buffers have a place for every element.
   int64_t (*find)(const T* s, int64_t m, const T* col_factor, int64_t first, const Wanted<T>* rows,
                   T* scores, int32_t* positions);
+
+  template <class Fold>
+  const FoldKernels<Fold>& of() const {
+    if constexpr (std::is_same_v<Fold, LogSumExp<T>>) return logsumexp;
+  }
 };
 
-// The best set that this machine has, or the one that CL_KERNELS_ISA names (avx512, avx2,
-// baseline), if the machine has it.
+// The kernels compiled for one instruction set.
+struct InstructionSet {
+  TileKernels<float> of_float;
+  TileKernels<double> of_double;
+
+  template <class T>
+  const TileKernels<T>& of() const {
+    if constexpr (std::is_same_v<T, float>)
+      return of_float;
+    else
+      return of_double;
+  }
+};
+
+// Those that this machine has, the plainest first; none above the one that the environment variable
+// CL_KERNELS_ISA names (avx512, avx2, baseline).
+const std::vector<const InstructionSet*>& usable_instruction_sets();
+
+// The last of these.
 template <class T>
 const TileKernels<T>& tile_kernels();
 

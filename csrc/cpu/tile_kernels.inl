@@ -2,136 +2,12 @@
 //
 // Plain loops that GCC and Clang vectorise. Only headers without inline functions that other files
 // use may be included here: the linker could keep the copy compiled for the wrong machine.
-#include "../statistics.h"
-#include "exp.h"
+#include "tile_folds.inl"
 #include "tile_kernels.h"
 #include "tile_products.inl"
 
 namespace cl::cpu {
 namespace {
-
-constexpr int kLanes = 64;  // partial sums of a row: enough to hide the adder's latency
-
-template <class T>
-T larger(T a, T b) {
-  return b > a ? b : a;  // a NaN never wins: it shows in the sum
-}
-
-template <class T>
-T row_max(const T* s, int64_t n) {
-  T best[kLanes];
-  for (int l = 0; l < kLanes; ++l) best[l] = kLowest<T>;
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes)
-    for (int l = 0; l < kLanes; ++l) best[l] = larger(best[l], s[j + l]);
-  for (int l = 0; j < n; ++j, ++l) best[l] = larger(best[l], s[j]);
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int l = 0; l < half; ++l) best[l] = larger(best[l], best[l + half]);
-  return best[0];
-}
-
-template <class T>
-T sum_lanes(T* lanes) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  return lanes[0];
-}
-
-template <class T>
-void fold_rows(const T* s, int64_t m, int64_t n, T scale, T* max, T* sum) {
-  for (int64_t i = 0; i < m; ++i, s += n) {
-    const T top = row_max(s, n);
-    T lanes[kLanes] = {};
-    int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += exp_nonpositive((s[j + l] - top) * scale);
-    for (int l = 0; j < n; ++j, ++l) lanes[l] += exp_nonpositive((s[j] - top) * scale);
-    max[i] = top;
-    sum[i] = sum_lanes(lanes);
-  }
-}
-
-template <class T>
-void fold_cols(const T* __restrict s, int64_t m, int64_t n, T scale, T* __restrict max,
-               T* __restrict sum) {
-  for (int64_t j = 0; j < n; ++j) {
-    max[j] = kLowest<T>;
-    sum[j] = 0;
-  }
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) max[j] = larger(max[j], s[i * n + j]);
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) sum[j] += exp_nonpositive((s[i * n + j] - max[j]) * scale);
-}
-
-template <class T>
-void max_rows(const T* s, int64_t m, int64_t n, T* max) {
-  for (int64_t i = 0; i < m; ++i) max[i] = row_max(s + i * n, n);
-}
-
-template <class T>
-void exp_rows(T* s, int64_t m, int64_t n, T scale, const T* max, T* sum) {
-  for (int64_t i = 0; i < m; ++i, s += n) {
-    const T top = max[i];
-    for (int64_t j = 0; j < n; ++j) s[j] = exp_nonpositive((s[j] - top) * scale);
-    T lanes[kLanes] = {};
-    int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += s[j + l];
-    for (int l = 0; j < n; ++j, ++l) lanes[l] += s[j];
-    sum[i] = sum_lanes(lanes);
-  }
-}
-
-// Logits are rounded before lse is taken off them, as they were for lse. A fused multiply-add would
-// keep what lse has lost: at logits of 1e6 weights would be off by a quarter.
-template <class T>
-void scale_row(T* s, int64_t n, T scale) {
-  for (int64_t j = 0; j < n; ++j) s[j] *= scale;
-}
-
-template <class T>
-void row_weights(T* s, int64_t m, int64_t n, T scale, const T* grad, const T* lse) {
-  for (int64_t i = 0; i < m; ++i, s += n) {
-    const T g = grad[i], r = lse[i];
-    scale_row(s, n, scale);
-    for (int64_t j = 0; j < n; ++j) s[j] = g * exp_nonpositive(s[j] - r);
-  }
-}
-
-template <class T>
-void col_weights(T* __restrict s, int64_t m, int64_t n, T scale, const T* __restrict grad,
-                 const T* __restrict lse) {
-  for (int64_t i = 0; i < m; ++i, s += n) {
-    scale_row(s, n, scale);
-    for (int64_t j = 0; j < n; ++j) s[j] = grad[j] * exp_nonpositive(s[j] - lse[j]);
-  }
-}
-
-template <class T>
-void row_col_weights(T* s, T* mirrored, int64_t m, int64_t n, T scale, const T* row_grad,
-                     const T* row_lse, const T* __restrict col_grad, const T* __restrict col_lse) {
-  for (int64_t i = 0; i < m; ++i, s += n, mirrored += n) {
-    const T g = row_grad[i], r = row_lse[i];
-    scale_row(s, n, scale);
-    if (mirrored != s) scale_row(mirrored, n, scale);
-    for (int64_t j = 0; j < n; ++j)
-      s[j] =
-          g * exp_nonpositive(s[j] - r) + col_grad[j] * exp_nonpositive(mirrored[j] - col_lse[j]);
-  }
-}
-
-template <class T>
-void drop(T* values, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
-          bool keep_same, T fill) {
-  for (int64_t i = 0; i < m; ++i, values += n) {
-    const int64_t id = row_ids[i];
-    if (keep_same)
-      for (int64_t j = 0; j < n; ++j) values[j] = id == col_ids[j] ? values[j] : fill;
-    else
-      for (int64_t j = 0; j < n; ++j) values[j] = id != col_ids[j] ? values[j] : fill;
-  }
-}
 
 float widened_bfloat16(uint16_t x) { return bit_cast<float>(static_cast<uint32_t>(x) << 16); }
 
@@ -244,42 +120,48 @@ int64_t find(const T* s, int64_t m, const T* col_factor, int64_t first, const Wa
   return count;
 }
 
+template <class Fold, class T = typename Fold::Number>
+constexpr FoldKernels<Fold> kFoldKernels{
+    .fold_rows = fold_rows<T>,
+    .fold_cols = fold_cols<T>,
+    .row_weights = row_weights<Fold>,
+    .row_col_weights = row_col_weights<Fold>,
+};
+
 template <class T>
 constexpr TileKernels<T> make(const char* name) {
   return {
-      name,
-      CL_VECTOR_BYTES == 64,  // up to 2.4 times torch's BLAS on AMD Zen 5; not measured elsewhere
-      multiply<T>,
-      add_product<T>,
-      transpose<T>,
-      fold_rows<T>,
-      fold_cols<T>,
-      max_rows<T>,
-      exp_rows<T>,
-      row_weights<T>,
-      col_weights<T>,
-      row_col_weights<T>,
-      drop<T>,
-      widen<T, widened_bfloat16>,
-      widen<T, widened_float16>,
-      round_to<T, rounded_bfloat16>,
-      round_to<T, rounded_float16>,
-      dot<T>,
-      combine<T>,
-      scale_and_dot<T>,
-      all_finite<T>,
-      find<T>};
+      .instruction_set = name,
+      // Up to 2.4 times torch's BLAS on AMD Zen 5; not measured elsewhere.
+      .fast_products = CL_VECTOR_BYTES == 64,
+      .multiply = multiply<T>,
+      .add_product = add_product<T>,
+      .transpose = transpose<T>,
+      .scale_within_rows = scale_within<Axis::rows, T>,
+      .scale_within_cols = scale_within<Axis::cols, T>,
+      .drop = drop<T>,
+      .logsumexp = kFoldKernels<LogSumExp<T>>,
+      .max_rows = max_rows<T>,
+      .exp_rows = exp_rows<T>,
+      .widen_bfloat16 = widen<T, widened_bfloat16>,
+      .widen_float16 = widen<T, widened_float16>,
+      .round_bfloat16 = round_to<T, rounded_bfloat16>,
+      .round_float16 = round_to<T, rounded_float16>,
+      .dot = dot<T>,
+      .combine = combine<T>,
+      .scale_and_dot = scale_and_dot<T>,
+      .all_finite = all_finite<T>,
+      .find = find<T>,
+  };
 }
 
 }  // namespace
 
 #define CL_STRING_(x) #x
 #define CL_STRING(x) CL_STRING_(x)
-namespace CL_ISA {
-extern const TileKernels<float> of_float;
-extern const TileKernels<double> of_double;
-const TileKernels<float> of_float = make<float>(CL_STRING(CL_ISA));
-const TileKernels<double> of_double = make<double>(CL_STRING(CL_ISA));
-}  // namespace CL_ISA
+namespace isa {
+extern const InstructionSet CL_ISA;
+const InstructionSet CL_ISA{make<float>(CL_STRING(CL_ISA)), make<double>(CL_STRING(CL_ISA))};
+}  // namespace isa
 
 }  // namespace cl::cpu

@@ -1,116 +1,116 @@
-// The one tile loop: loads, ragged edges, filters. Statistics (visits.h) say what becomes of a
-// tile.
+// The one tile loop: loads, ragged edges, logits, turns. Statistics (visits.h) say what becomes of
+// a tile.
 #pragma once
 #include <cmath>
-#include <limits>
 #include <memory>
 
 #include "embeddings.h"
-#include "filters.h"
 #include "parallel.h"
 #include "products.h"
-#include "tile_kernels.h"
+#include "tile_logits.h"
 
 namespace cl::cpu {
+
+constexpr int64_t kMostRows = 256;  // of a tile, and columns
 
 // Rows of a tile: a function of the shape alone, so that results do not depend on the machine.
 // A tile fits the second-level cache. A problem that threads share has a few tiles for each. Very
 // wide embeddings make small tiles, whose rows fit in memory and whose end a signal can wait for.
 inline int64_t block_size(int64_t rows, int64_t width, bool shared) {
-  constexpr int64_t most = 256, most_numbers = most << 15;
+  constexpr int64_t most_numbers = kMostRows << 15;
   const int64_t least = shared ? 32 : 64;
   const int64_t eighth = (rows / 8 + least - 1) / least * least;
   const int64_t narrow = most_numbers / std::max<int64_t>(width, 1) / least * least;
-  return std::clamp<int64_t>(std::min(eighth, narrow), least, most);
+  return std::clamp<int64_t>(std::min(eighth, narrow), least, kMostRows);
 }
 
 template <class T>
-struct Tile {
-  ScheduledTile at;
-  int64_t i0, m, j0, n;
-  bool diagonal;   // of a Gram matrix
-  T* logits;       // [m, n]; to be multiplied by the loop's scale; dropped pairs -inf
-  T* mirrored;     // the same as the columns of a Gram matrix see it; often == logits
-  const T* query;  // [m, width]
-  const T* key;    // [n, width]
+struct Tile : TileRange {
+  bool diagonal = false;     // of a Gram matrix
+  T* logits = nullptr;       // [m, n]
+  T* mirrored = nullptr;     // the same as the columns of a Gram matrix see it; often == logits
+  const T* query = nullptr;  // [m, width]
+  const T* key = nullptr;    // [n, width]
 };
 
-template <class T>
-class Workspace {
- public:
-  // Uninitialised: what a tile needs is written before it is read.
-  Workspace(int64_t block_m, int64_t block_n, int64_t query_size, int64_t key_size,
-            int64_t transposed_size)
-      : logits(new T[block_m * block_n]),
-        query(new T[query_size]),
-        key(new T[key_size]),
-        transposed(new T[transposed_size]),
-        row_max(new T[block_m]),
-        row_sum(new T[block_m]),
-        col_max(new T[block_n]),
-        col_sum(new T[block_n]) {}
+// To which blocks of results a visit of the tiles adds.
+struct AddsTo {
+  bool rows, cols;
+};
 
-  T* mirrored(int64_t size) {
-    if (!mirrored_) mirrored_.reset(new T[size]);
-    return mirrored_.get();
+// When a tile's turn comes at its two blocks.
+class TileTurns {
+ public:
+  TileTurns(const ScheduledTile& at, Turns* rows, Turns* cols)
+      : at_(at), rows_(rows), cols_(cols) {}
+
+  bool adds_cols() const { return cols_; }
+
+  template <class Add>
+  void rows(const Add& add) const {
+    if (rows_) rows_->in_turn(at_.row, at_.row_turn, add);
   }
 
-  std::unique_ptr<T[]> logits, query, key, transposed, row_max, row_sum, col_max, col_sum;
+  template <class Add>
+  void cols(const Add& add) const {
+    if (cols_) cols_->in_turn(at_.col, at_.col_turn, add);
+  }
+
+  void pass() const {
+    rows([] {});
+    cols([] {});
+  }
 
  private:
-  std::unique_ptr<T[]> mirrored_;
+  const ScheduledTile& at_;
+  Turns *rows_, *cols_;  // null: nobody adds there
 };
 
 template <class T>
 class TileLoop {
  public:
   // All pairs of query and key.
-  TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Options& options)
-      : TileLoop(query, key, scale, options, false) {}
+  TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Pairs& pairs)
+      : TileLoop(query, key, scale, pairs, false) {}
 
   // The pairs of x with itself, each tile and its mirror image once.
-  TileLoop(const Embeddings<T>& x, T scale, const Options& options)
-      : TileLoop(x, x, scale, options, true) {}
+  TileLoop(const Embeddings<T>& x, T scale, const Pairs& pairs)
+      : TileLoop(x, x, scale, pairs, true) {}
+
+  // With isolate, see isolate_nonfinite().
+  TileLoop(const Logits& logits, bool isolate)
+      : TileLoop(Embeddings<T>(logits.query, logits.call.compute_dtype),
+                 Embeddings<T>(logits.keys(), logits.call.compute_dtype), *data<T>(logits.scale),
+                 logits.call.pairs, logits.is_self()) {
+    if (isolate) isolate_nonfinite();
+  }
 
   const Embeddings<T>& query() const { return query_; }
   const Embeddings<T>& key() const { return is_self_ ? query_ : key_; }
-  int64_t row_blocks() const { return blocks(query().rows(), block_m_); }
-  int64_t col_blocks() const { return blocks(key().rows(), block_n_); }
-  T scale() const { return magnitude_; }
+  bool is_self() const { return is_self_; }
+  T scale() const { return scale_; }
   const Products<T>& products() const { return products_; }
 
   // From now on tiles are right even where embeddings are not finite: products see zeros instead,
-  // and the logits of kept pairs of such rows are NaN. True if there are such rows.
-  bool isolate_nonfinite() {
+  // and the logits of such rows' pairs are NaN.
+  void isolate_nonfinite() {
     nonfinite_ = query_.find_nonfinite();
     if (!is_self_) nonfinite_ = key_.find_nonfinite() || nonfinite_;
-    return nonfinite_;
   }
 
-  // Keeps the two sides of a Gram matrix's tiles in two buffers even where they are equal.
-  void separate_sides() { separate_ = true; }
-
-  // Calls visit(tile, workspace) for every tile, and skip(tile) for those that drop every pair.
-  template <class Visit, class Skip>
-  void run(Abort& abort, const Visit& visit, const Skip& skip) const {
-    const auto workspace = [&] {
-      const int64_t width = query().width();
-      return Workspace<T>(block_m_, block_n_, query().copies() ? block_m_ * width : 0,
-                          key().copies() ? block_n_ * width : 0, products_.buffer_size(block_n_));
-    };
-    const auto work = [&](const ScheduledTile& at, Workspace<T>& space) {
-      const int64_t i0 = at.row * block_m_, j0 = at.col * block_n_;
-      Tile<T> tile{at,
-                   i0,
-                   std::min(block_m_, query().rows() - i0),
-                   j0,
-                   std::min(block_n_, key().rows() - j0),
-                   is_self_ && at.row == at.col,
-                   nullptr,
-                   nullptr,
-                   nullptr,
-                   nullptr};
-      load(tile, space) ? visit(tile, space) : skip(tile);
+  // Calls visit(tile, turns) for every tile but those that drop every pair. A visit takes its turn
+  // at both blocks, its rows' first.
+  template <class Visit>
+  void run(AddsTo adds_to, const Visit& visit) const {
+    Abort abort;
+    Turns row_turns(row_blocks(), abort), col_turns(col_blocks(), abort);
+    const auto workspace = [&] { return Workspace(*this); };
+    const auto work = [&](const ScheduledTile& at, Workspace& space) {
+      Tile<T> tile = tile_at(at);
+      Turns* const cols = is_self_ ? &row_turns : &col_turns;
+      const TileTurns turns(at, adds_to.rows ? &row_turns : nullptr,
+                            adds_to.cols && !tile.diagonal ? cols : nullptr);
+      load(at, tile, space) ? visit(tile, turns) : turns.pass();
     };
     const bool parallel = !products_.small();
     if (is_self_)
@@ -119,75 +119,76 @@ class TileLoop {
       for_each_tile(LatinSquare(row_blocks(), col_blocks()), parallel, abort, workspace, work);
   }
 
-  void drop(const Tile<T>& tile, T* values, T fill) const {
-    filters_.drop(values, tile.i0, tile.m, tile.j0, tile.n, fill);
-  }
-
-  void drop_mirrored(const Tile<T>& tile, T* values, T fill) const {
-    if (is_self_)
-      filters_.drop_mirrored(values, tile.i0, tile.m, tile.j0, tile.n, fill);
-    else
-      drop(tile, values, fill);
-  }
-
  private:
-  TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Options& options,
+  // Uninitialised: what a tile needs is written before it is read.
+  struct Workspace {
+    explicit Workspace(const TileLoop& loop)
+        : logits(new T[loop.block_m_ * loop.block_n_]),
+          query(new T[loop.query().copies() ? loop.block_m_ * loop.query().width() : 0]),
+          key(new T[loop.key().copies() ? loop.block_n_ * loop.key().width() : 0]),
+          transposed(new T[loop.products_.buffer_size(loop.block_n_)]),
+          mirrored(new T[loop.symmetric_ ? 0 : loop.block_m_ * loop.block_n_]) {}
+
+    std::unique_ptr<T[]> logits, query, key, transposed, mirrored;
+  };
+
+  TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Pairs& pairs,
            bool is_self)
       : query_(query),
         key_(key),
+        scale_(scale),
         products_(query.rows(), key.rows(), query.width()),
         block_m_(block_size(query.rows(), query.width(), !products_.small())),
         block_n_(block_size(key.rows(), query.width(), !products_.small())),
-        filters_(options, block_m_, block_n_),
+        logits_(pairs, scale, block_m_, block_n_),
         is_self_(is_self),
-        symmetric_(filters_.symmetric()) {
-    zero_scale_ = scale == 0;
-    magnitude_ = zero_scale_ ? T(1) : std::abs(scale);
-    sign_ = scale < 0 ? T(-1) : T(1);
-  }
+        symmetric_(!is_self || logits_.symmetric()) {}
 
   static int64_t blocks(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
+  int64_t row_blocks() const { return blocks(query().rows(), block_m_); }
+  int64_t col_blocks() const { return blocks(key().rows(), block_n_); }
+
+  Tile<T> tile_at(const ScheduledTile& at) const {
+    const int64_t i0 = at.row * block_m_, j0 = at.col * block_n_;
+    const int64_t m = std::min(block_m_, query().rows() - i0);
+    const int64_t n = std::min(block_n_, key().rows() - j0);
+    return {{i0, m, j0, n}, is_self_ && at.row == at.col};
+  }
 
   // False if every pair is dropped.
-  bool load(Tile<T>& tile, Workspace<T>& space) const {
-    const bool one_sided = !is_self_ || symmetric_;
-    const Dropped dropped = one_sided ? filters_.judge(tile.at.row, tile.at.col) : Dropped::some;
+  bool load(const ScheduledTile& at, Tile<T>& tile, Workspace& space) const {
+    const Dropped dropped = symmetric_ ? logits_.filters().judge(at.row, at.col) : Dropped::some;
     if (dropped == Dropped::all) return false;
-    const int64_t size = tile.m * tile.n;
-    T* logits = space.logits.get();
     tile.query = query().block(tile.i0, tile.m, space.query.get());
     tile.key = tile.diagonal ? tile.query : key().block(tile.j0, tile.n, space.key.get());
-    products_.similarities(tile.query, tile.key, logits, tile.m, tile.n, sign_,
+    tile.logits = tile.mirrored = space.logits.get();
+    products_.similarities(tile.query, tile.key, tile.logits, tile.m, tile.n, logits_.factor(),
                            space.transposed.get());
-    if (zero_scale_)
-      for (int64_t p = 0; p < size; ++p) logits[p] *= 0;
-    if (nonfinite_) poison(tile, logits);
-    tile.logits = tile.mirrored = logits;
-    constexpr T lowest = -std::numeric_limits<T>::infinity();
-    if (!one_sided || separate_) {
-      tile.mirrored = space.mirrored(block_m_ * block_n_);
-      std::copy(logits, logits + size, tile.mirrored);
-      drop_mirrored(tile, tile.mirrored, lowest);
+    if (nonfinite_) poison(tile);
+    if (!symmetric_) {
+      tile.mirrored = space.mirrored.get();
+      std::copy_n(tile.logits, tile.m * tile.n, tile.mirrored);
+      logits_.finish_mirrored(tile.mirrored, tile);
     }
-    if (dropped == Dropped::some) drop(tile, logits, lowest);
+    logits_.finish(tile.logits, tile, dropped);
     return true;
   }
 
-  void poison(const Tile<T>& tile, T* logits) const {
+  void poison(const Tile<T>& tile) const {
     constexpr T nan = std::numeric_limits<T>::quiet_NaN();
     for (int64_t i = 0; i < tile.m; ++i)
-      if (!query().finite(tile.i0 + i)) std::fill_n(logits + i * tile.n, tile.n, nan);
+      if (!query().finite(tile.i0 + i)) std::fill_n(tile.logits + i * tile.n, tile.n, nan);
     for (int64_t j = 0; j < tile.n; ++j)
       if (!key().finite(tile.j0 + j))
-        for (int64_t i = 0; i < tile.m; ++i) logits[i * tile.n + j] = nan;
+        for (int64_t i = 0; i < tile.m; ++i) tile.logits[i * tile.n + j] = nan;
   }
 
   Embeddings<T> query_, key_;
+  T scale_;
   Products<T> products_;
   int64_t block_m_, block_n_;
-  Filters filters_;
-  bool is_self_, symmetric_, zero_scale_, separate_ = false, nonfinite_ = false;
-  T magnitude_, sign_;
+  TileLogits<T> logits_;
+  bool is_self_, symmetric_, nonfinite_ = false;
 };
 
 }  // namespace cl::cpu

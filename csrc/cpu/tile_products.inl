@@ -43,10 +43,11 @@ __attribute__((always_inline)) inline void clear(Block<ROWS, COLS, V>& sum) {
     for (int j = 0; j < COLS; ++j) sum[i][j] = V{};
 }
 
-// c = a b over a stack, or c += a b.
+// c = factor * (a b) over a stack, or c = factor * (c + a b).
 template <bool ADD, int ROWS, int COLS, class V, class T>
 __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_row, int64_t a_col,
-                                                          const T* b, T* c, int64_t n, int64_t k) {
+                                                          const T* b, T* c, int64_t n, int64_t k,
+                                                          T factor) {
   constexpr int width = sizeof(V) / sizeof(T);
   if (ADD && n > 1024)  // c is not in the cache: the last additions would wait for it
     for (int i = 0; i < ROWS; ++i)
@@ -57,7 +58,8 @@ __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_
       for (int j = 0; j < COLS; ++j) sum[i][j] = *reinterpret_cast<V*>(c + i * n + j * width);
     multiply_panel<ROWS, COLS, V>(a, a_row, a_col, b, n, k, sum);
     for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < COLS; ++j) *reinterpret_cast<V*>(c + i * n + j * width) = sum[i][j];
+      for (int j = 0; j < COLS; ++j)
+        *reinterpret_cast<V*>(c + i * n + j * width) = factor * sum[i][j];
     return;
   }
   clear<ROWS, COLS, V>(sum);
@@ -77,46 +79,50 @@ __attribute__((always_inline)) inline void multiply_block(const T* a, int64_t a_
   for (int i = 0; i < ROWS; ++i)
     for (int j = 0; j < COLS; ++j) {
       V& out = *reinterpret_cast<V*>(c + i * n + j * width);
-      out = ADD ? out + sum[i][j] : sum[i][j];
+      out = factor * (ADD ? out + sum[i][j] : sum[i][j]);
     }
 }
 
 template <bool ADD, int ROWS, class T>
-void multiply_rows(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t n,
-                   int64_t k) {
+void multiply_rows(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t n, int64_t k,
+                   T factor) {
   constexpr int width = kWidth<T>;
   int64_t j = 0;
   for (; j + 4 * width <= n; j += 4 * width)
-    multiply_block<ADD, ROWS, 4, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k);
+    multiply_block<ADD, ROWS, 4, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k, factor);
   for (; j + width <= n; j += width)
-    multiply_block<ADD, ROWS, 1, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k);
-  for (; j < n; ++j) multiply_block<ADD, ROWS, 1, T>(a, a_row, a_col, b + j, c + j, n, k);
+    multiply_block<ADD, ROWS, 1, Vector<T>>(a, a_row, a_col, b + j, c + j, n, k, factor);
+  for (; j < n; ++j) multiply_block<ADD, ROWS, 1, T>(a, a_row, a_col, b + j, c + j, n, k, factor);
 }
 
 template <bool ADD, class T>
 void multiply_stack(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m,
-                    int64_t n, int64_t k) {
+                    int64_t n, int64_t k, T factor) {
   constexpr int most = CL_VECTOR_BYTES == 64 ? 6 : 3;  // 4 * most sums fit the registers
   int64_t i = 0;
   for (; i + most <= m; i += most)
-    multiply_rows<ADD, most>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
-  for (; i + 2 <= m; i += 2) multiply_rows<ADD, 2>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
-  for (; i < m; ++i) multiply_rows<ADD, 1>(a + i * a_row, a_row, a_col, b, c + i * n, n, k);
+    multiply_rows<ADD, most>(a + i * a_row, a_row, a_col, b, c + i * n, n, k, factor);
+  for (; i + 2 <= m; i += 2)
+    multiply_rows<ADD, 2>(a + i * a_row, a_row, a_col, b, c + i * n, n, k, factor);
+  for (; i < m; ++i) multiply_rows<ADD, 1>(a + i * a_row, a_row, a_col, b, c + i * n, n, k, factor);
 }
 
 template <class T>
 void add_product(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
                  int64_t k) {
   for (int64_t p = 0; p < k; p += kStack)
-    multiply_stack<true>(a + p * a_col, a_row, a_col, b + p * n, c, m, n, smaller(kStack, k - p));
+    multiply_stack<true>(a + p * a_col, a_row, a_col, b + p * n, c, m, n, smaller(kStack, k - p),
+                         T(1));
 }
 
 template <class T>
 void multiply(const T* a, int64_t a_row, int64_t a_col, const T* b, T* c, int64_t m, int64_t n,
-              int64_t k) {
-  const int64_t first = smaller(kStack, k);
-  multiply_stack<false>(a, a_row, a_col, b, c, m, n, first);
-  add_product(a + first * a_col, a_row, a_col, b + first * n, c, m, n, k - first);
+              int64_t k, T factor) {
+  const auto last = [&](int64_t p) { return p + kStack >= k ? factor : T(1); };
+  multiply_stack<false>(a, a_row, a_col, b, c, m, n, smaller(kStack, k), last(0));
+  for (int64_t p = kStack; p < k; p += kStack)
+    multiply_stack<true>(a + p * a_col, a_row, a_col, b + p * n, c, m, n, smaller(kStack, k - p),
+                         last(p));
 }
 
 #ifndef __clang__  // which has no shuffle by a vector
@@ -144,35 +150,34 @@ __attribute__((always_inline)) inline void swap_blocks(Vector<T>* row) {
 
 // A square of as many rows as a register is wide.
 template <class T>
-__attribute__((always_inline)) inline void transpose_square(const T* x, int64_t x_row, T factor,
-                                                            T* y, int64_t y_row) {
+__attribute__((always_inline)) inline void transpose_square(const T* x, int64_t x_row, T* y,
+                                                            int64_t y_row) {
   constexpr int width = kWidth<T>;
   Vector<T> row[width];
 #pragma GCC unroll 16
-  for (int i = 0; i < width; ++i)
-    row[i] = factor * *reinterpret_cast<const Vector<T>*>(x + i * x_row);
+  for (int i = 0; i < width; ++i) row[i] = *reinterpret_cast<const Vector<T>*>(x + i * x_row);
   swap_blocks<width / 2, T>(row);
 #pragma GCC unroll 16
   for (int i = 0; i < width; ++i) *reinterpret_cast<Vector<T>*>(y + i * y_row) = row[i];
 }
 #else
 template <class T>
-void transpose_square(const T* x, int64_t x_row, T factor, T* y, int64_t y_row) {
+void transpose_square(const T* x, int64_t x_row, T* y, int64_t y_row) {
   for (int i = 0; i < kWidth<T>; ++i)
-    for (int j = 0; j < kWidth<T>; ++j) y[j * y_row + i] = factor * x[i * x_row + j];
+    for (int j = 0; j < kWidth<T>; ++j) y[j * y_row + i] = x[i * x_row + j];
 }
 #endif
 
 template <class T>
-void transpose(const T* x, int64_t rows, int64_t cols, T factor, T* y) {
+void transpose(const T* x, int64_t rows, int64_t cols, T* y) {
   constexpr int64_t width = kWidth<T>;
   const int64_t whole_rows = rows - rows % width, whole_cols = cols - cols % width;
   for (int64_t i = 0; i < whole_rows; i += width)
     for (int64_t j = 0; j < whole_cols; j += width)
-      transpose_square(x + i * cols + j, cols, factor, y + j * rows + i, rows);
+      transpose_square(x + i * cols + j, cols, y + j * rows + i, rows);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = i < whole_rows ? whole_cols : 0; j < cols; ++j)
-      y[j * rows + i] = factor * x[i * cols + j];
+      y[j * rows + i] = x[i * cols + j];
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <memory>
 #include <numeric>
 
+#include "../checks.h"
 #include "../statistics.h"
 #include "embeddings.h"
 #include "filters.h"
@@ -21,11 +22,6 @@ constexpr int64_t kBlockBytes = 4 << 20;  // of the pairs kept for the rows of a
 constexpr int64_t kLeastStrips = 16;      // of a span of keys
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class T>
-const T* optional_data(const std::optional<Tensor>& x) {
-  return x ? data<T>(*x) : nullptr;
-}
 
 // Binary search in sorted numbers, without branches: no processor could predict them.
 bool contains(const int64_t* sorted, int64_t count, int64_t number) {
@@ -57,26 +53,25 @@ class Scattered {
 // scores of a strip of keys are compared with its bound as soon as they are computed: only the few
 // that pass are looked at one by one. What is kept does not depend on the order or on the spans.
 template <class T>
-class Search {
+class Scan {
  public:
-  Search(const Tensor& query, const Tensor& key, int64_t k, const SearchOptions& search,
-         const Options& options)
-      : query_(query, query.scalar_type()),
-        key_(key, key.scalar_type()),
-        k_(k),
+  explicit Scan(const Search& search)
+      : query_(search.query, search.query.scalar_type()),
+        key_(search.key, search.key.scalar_type()),
+        k_(search.k),
         query_factor_(optional_data<T>(search.query_factor)),
         key_factor_(optional_data<T>(search.key_factor)),
-        below_(optional_data<T>(search.below)),
-        above_(optional_data<T>(search.above)),
+        below_(optional_data<T>(search.pairs.below)),
+        above_(optional_data<T>(search.pairs.above)),
         exclude_offsets_(optional_data<int64_t>(search.exclude_offsets)),
         exclude_keys_(optional_data<int64_t>(search.exclude_keys)),
         parallel_(!Products<T>(query_.rows(), key_.rows(), query_.width()).small()),
-        capacity_(reservoir_capacity(k, key_.rows())),
+        capacity_(reservoir_capacity(k_, key_.rows())),
         block_m_(block_rows()),
         row_blocks_(divide_up(query_.rows(), block_m_)),
         strips_(divide_up(key_.rows(), kStrip)),
         spans_(count_spans()),
-        filters_(options, block_m_, kStrip) {}
+        filters_(search.pairs, block_m_, kStrip) {}
 
   void run(T* values, int64_t* indices) const {
     // One span: its rows are written at once. Several: what each keeps is merged.
@@ -112,16 +107,16 @@ class Search {
 
  private:
   struct Workspace {
-    explicit Workspace(const Search& search)
-        : query(new T[search.query_.copies() ? search.block_m_ * search.query_.width() : 0]),
-          key(new T[kStrip * search.key_.width()]),
-          strip(new T[kStrip * search.key_.width()]),
+    explicit Workspace(const Scan& scan)
+        : query(new T[scan.query_.copies() ? scan.block_m_ * scan.query_.width() : 0]),
+          key(new T[kStrip * scan.key_.width()]),
+          strip(new T[kStrip * scan.key_.width()]),
           products(new T[kRows * kStrip]),
           scores(new T[kRows * kStrip]),
           positions(new int32_t[kRows * kStrip]),
-          pairs(new Packed<T>[search.block_m_ * search.capacity_]) {
-      kept.reserve(search.block_m_);
-      wanted.reserve(search.block_m_);
+          pairs(new Packed<T>[scan.block_m_ * scan.capacity_]) {
+      kept.reserve(scan.block_m_);
+      wanted.reserve(scan.block_m_);
     }
 
     std::unique_ptr<T[]> query, key, strip, products, scores;
@@ -165,7 +160,7 @@ class Search {
         const int64_t rows = std::min(kRows, m - r);
         T* products = space.products.get();
         kernels.multiply(query + r * width, width, 1, space.strip.get(), products, rows, kStrip,
-                         width);
+                         width, T(1));
         const int64_t found =
             kernels.find(products, rows, space.key_factor, j0, space.wanted.data() + r,
                          space.scores.get(), space.positions.get());
@@ -203,7 +198,7 @@ class Search {
       std::fill_n(space.key.get() + n * width, (kStrip - n) * width, T(0));
       keys = space.key.get();
     }
-    tile_kernels<T>().transpose(keys, kStrip, width, T(1), space.strip.get());
+    tile_kernels<T>().transpose(keys, kStrip, width, space.strip.get());
     for (int64_t j = 0; j < n; ++j) space.key_factor[j] = key_factor_ ? key_factor_[j0 + j] : T(1);
     std::fill(space.key_factor + n, space.key_factor + kStrip, std::numeric_limits<T>::quiet_NaN());
   }
@@ -236,14 +231,13 @@ class Search {
 
 }  // namespace
 
-Found topk(const Tensor& query, const Tensor& key, int64_t k, const SearchOptions& search,
-           const Options& options) {
-  const int64_t M = query.size(0);
-  Tensor values = empty(query, {M, k}), indices = empty_indices({M, k});
+Found topk(const Search& search) {
+  check_lists(search.exclude_offsets, search.exclude_keys);
+  const int64_t M = search.query.size(0), k = search.k;
+  Tensor values = empty(search.query, {M, k}), indices = empty_indices(search.query, {M, k});
   if (M == 0) return {values, indices};
-  by_accumulator(query, [&]<class T>(T) {
-    Search<T>(query, key, k, search, options)
-        .run(mutable_data<T>(values), mutable_data<int64_t>(indices));
+  by_accumulator(search.query, [&]<class T>(T) {
+    Scan<T>(search).run(mutable_data<T>(values), mutable_data<int64_t>(indices));
   });
   return {values, indices};
 }

@@ -1,33 +1,31 @@
-// What is made of the tiles: log-sum-exps, softmax-weighted mean keys, gradients.
-//
-// Each function is one visit of all tiles. Tensors are contiguous CPU tensors whose shapes and
-// dtypes the Python side has checked; results are in T.
+// What is made of the tiles: folds, softmax-weighted keys, gradients. Each function is one visit of
+// all tiles; csrc/cuda/visits.h has the same functions.
 #pragma once
 #include "tile_loop.h"
 
 namespace cl::cpu {
 
-// Log-sum-exps of rows and, unless col is null, of columns. For a Gram matrix col is row.
+// The loop of logits [M, N] or, without keys, of the Gram matrix [M, M].
 template <class T>
-void logsumexp(const TileLoop<T>& loop, T* row, T* col);
+using Loop = TileLoop<T>;
 
-// Log-sum-exps of rows, and the mean key under each row's softmax, [M, width], which starts at 0.
-template <class T>
-void logsumexp_mean_key(TileLoop<T>& loop, T* row, T* mean_key);
+// A fold of the logits of every row, and of every column unless its outputs are null. Of a Gram
+// matrix: of every row.
+template <class Fold, class T = typename Fold::Number>
+void fold(const Loop<T>& loop, Outputs<T> row, Outputs<T> col);
 
-// A statistic per row or column, and the gradient with respect to it.
+// Log-sum-exps of rows, and sum_j exp(z_ij - lse_i) key_j, [M, width], which starts at 0. The loop
+// isolates what is not finite.
 template <class T>
-struct Upstream {
-  const T* grad;
-  const T* lse;
-};
+void logsumexp_weighted_key(const Loop<T>& loop, T* row, T* weighted_key);
 
 // Adds W key to grad_query and W^T query to grad_key (each may be null), multiplies both by the
-// scale and returns the gradient of the scale. W_ij = g_i exp(s_ij - r_i) + h_j exp(s_ij - c_j);
-// without column statistics only the first term. For a Gram matrix col is row and grad_key is
-// grad_query. Both gradients start at 0.
-template <class T>
-T gradients(TileLoop<T>& loop, Upstream<T> row, Upstream<T> col, T scale, T* grad_query,
-            T* grad_key);
+// scale and writes the gradient of the scale. W_ij is the sum of both sides' upstream gradients,
+// each times the fold's weight of z_ij. For a Gram matrix the second side is that of row j, of pair
+// (j, i), and grad_query holds all: col and grad_key are null. Gradients start at 0. The loop
+// isolates what is not finite.
+template <class Fold, class T = typename Fold::Number>
+void gradients(const Loop<T>& loop, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
+               T* grad_scale);
 
 }  // namespace cl::cpu

@@ -43,24 +43,22 @@ __device__ inline bool contains(const int64_t* begin, const int64_t* end, int64_
 }
 
 template <class T>
-__device__ bool is_wanted(const Search<T>& search, int64_t query, T score, int64_t key) {
-  if (search.below && !(score < search.below[query])) return false;
-  if (search.above && !(score > search.above[query])) return false;
-  if (!keeps(search.filters, query, key)) return false;
-  if (!search.exclude_offsets) return true;
-  const int64_t* offset = search.exclude_offsets + query;
-  return !contains(search.exclude_keys + offset[0], search.exclude_keys + offset[1], key);
+__device__ bool is_wanted(const Scoring<T>& scoring, int64_t query, T score, int64_t key) {
+  if (!keeps(scoring.pairs, query, key, score)) return false;
+  if (!scoring.exclude_offsets) return true;
+  const int64_t* offset = scoring.exclude_offsets + query;
+  return !contains(scoring.exclude_keys + offset[0], scoring.exclude_keys + offset[1], key);
 }
 
 template <class T, class Take>
 __device__ void each_batch(const Scores<T>& scores, int64_t query, int thread, int threads,
                            const Take& take) {
-  const Search<T>& search = scores.search;
+  const Scoring<T>& scoring = scores.scoring;
   const Slab<T>& slab = scores.slab;
   const T* dots = slab.dots + (query - slab.i0) * slab.n;
-  const T query_factor = search.query_factor ? search.query_factor[query] : T(1);
+  const T query_factor = scoring.query_factor ? scoring.query_factor[query] : T(1);
   const auto wanted = [&](Packed<T> pair) {
-    return is_wanted(search, query, score_of<T>(pair), index_of<T>(pair));
+    return is_wanted(scoring, query, score_of<T>(pair), index_of<T>(pair));
   };
   for (int64_t begin = scores.seen + thread; begin - thread < slab.n; begin += kBatch * threads) {
     Packed<T> pairs[kBatch];
@@ -68,7 +66,7 @@ __device__ void each_batch(const Scores<T>& scores, int64_t query, int thread, i
     for (int b = 0; b < kBatch; ++b) {
       const int64_t j = begin + b * threads, key = slab.j0 + j;
       const bool inside = j < slab.n;
-      const T key_factor = inside && search.key_factor ? search.key_factor[key] : T(1);
+      const T key_factor = inside && scoring.key_factor ? scoring.key_factor[key] : T(1);
       const T score = inside ? dots[j] * key_factor * query_factor : -kInfinity<T>;
       pairs[b] = score > -kInfinity<T> ? pack(score, key) : kEmpty<T>;
     }

@@ -1,4 +1,4 @@
-// What the kernels share: their launch, and what a logit is (csrc/cpu/tile_loop.h says the same).
+// What the kernels share: their launch, and what a logit is (csrc/cpu/tile_logits.h says the same).
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -27,33 +27,36 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, const Arguments&... argu
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Logits are magnitude * similarity with a magnitude that is not negative, so that the largest
-// similarity makes the largest logit. Scale 0 makes all similarities 0.
+// Whether pairs of this similarity are kept.
 template <class T>
-__device__ T magnitude_of(T scale) {
-  return scale == 0 ? T(1) : std::abs(scale);
-}
-
-template <class T>
-__device__ T sign_of(T scale) {
-  return scale == 0 ? T(0) : scale < 0 ? T(-1) : T(1);
-}
-
-__device__ inline bool keeps(const Filters& filters, int64_t query, int64_t key) {
-  for (int f = 0; f < kMostFilters; ++f)
-    if (f < filters.count &&
-        (filters.query_ids[f][query] == filters.key_ids[f][key]) != filters.keep_same[f])
+__device__ bool keeps(const KeptPairs<T>& pairs, int64_t query, int64_t key, T similarity) {
+  if (pairs.below && !(similarity < pairs.below[query])) return false;
+  if (pairs.above && !(similarity > pairs.above[query])) return false;
+  for (int f = 0; f < static_cast<int>(kMostFilters); ++f)
+    if (f < pairs.filters &&
+        (pairs.query_ids[f][query] == pairs.key_ids[f][key]) != pairs.keep_same[f])
       return false;
   return true;
 }
 
-// Similarity of row i and column j of the slab, whether the pair is kept or not.
+// Similarity of row i and column j of the slab.
 template <class T>
-__device__ T similarity(const Problem<T>& problem, const Slab<T>& slab, T sign, int64_t i,
-                        int64_t j) {
+__device__ T similarity(const Problem<T>& problem, const Slab<T>& slab, int64_t i, int64_t j) {
   if (problem.query_nonfinite && problem.query_nonfinite[slab.i0 + i]) return kNan<T>;
   if (problem.key_nonfinite && problem.key_nonfinite[slab.j0 + j]) return kNan<T>;
-  return sign * slab.dots[i * slab.n + j];
+  return slab.dots[i * slab.n + j];
+}
+
+// Never part of a fused multiply-add: the logit that a statistic is taken off must be the one that
+// it was taken of, rounded and all.
+__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
+// -inf where the pair is dropped.
+template <class T>
+__device__ T logit(const Problem<T>& problem, T scale, T similarity, int64_t query, int64_t key) {
+  if (!keeps(problem.pairs, query, key, similarity)) return -kInfinity<T>;
+  return rounded_product(scale, similarity);
 }
 
 }  // namespace cl::cuda

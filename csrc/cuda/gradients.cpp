@@ -2,14 +2,15 @@
 
 namespace cl::cuda {
 
-template <class T>
-void gradients(const Slabs<T>& slabs, const Upstream<T>& row, const Upstream<T>& col, T* grad_query,
-               T* grad_key, T* grad_scale) {
+template <class Fold, class T>
+void gradients(const Loop<T>& slabs, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
+               T* grad_scale) {
   const Problem<T>& problem = slabs.problem();
+  const Upstream<T> of_cols = slabs.is_self() ? row : col;
   for (const Range& r : slabs.row_ranges())
     for (const Range& k : slabs.key_ranges()) {
       const Slab<T> slab = slabs.dots(r, k);
-      weigh(problem, slab, row, col, slabs.is_self());
+      weigh<Fold>(problem, slab, row, of_cols, slabs.is_self());
       if (grad_query) slabs.add_weighted(slab, grad_query);
       if (grad_key) slabs.add_weighted_transposed(slab, grad_key);
     }
@@ -24,9 +25,9 @@ void gradients(const Slabs<T>& slabs, const Upstream<T>& row, const Upstream<T>&
   if (grad_query) finish(slabs.query(), grad_query);  // of the two equal sums the one that is kept
 }
 
-template void gradients(const Slabs<float>&, const Upstream<float>&, const Upstream<float>&, float*,
-                        float*, float*);
-template void gradients(const Slabs<double>&, const Upstream<double>&, const Upstream<double>&,
-                        double*, double*, double*);
+template void gradients<LogSumExp<float>>(const Loop<float>&, Upstream<float>, Upstream<float>,
+                                          float*, float*, float*);
+template void gradients<LogSumExp<double>>(const Loop<double>&, Upstream<double>, Upstream<double>,
+                                           double*, double*, double*);
 
 }  // namespace cl::cuda

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../pairs.h"
 #include "../statistics.h"
 
 namespace cl::cuda {
@@ -13,13 +14,14 @@ using torch::headeronly::ScalarType;
 
 inline int64_t divided(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
-constexpr int kMostFilters = 2;
-
-struct Filters {
-  int count = 0;
+// Which pairs are kept, as cl::Pairs says.
+template <class T>
+struct KeptPairs {
+  int filters = 0;
   const int64_t* query_ids[kMostFilters] = {};
   const int64_t* key_ids[kMostFilters] = {};
   bool keep_same[kMostFilters] = {};
+  const T *below = nullptr, *above = nullptr;  // of each query, or null
 };
 
 // What all slabs of a call share.
@@ -28,7 +30,7 @@ struct Problem {
   const T* scale;
   const bool* query_nonfinite;  // [M]; null if nobody has looked
   const bool* key_nonfinite;    // [N]
-  Filters filters;
+  KeptPairs<T> pairs;
 };
 
 // Pairs of queries [i0, i0 + m) and keys [j0, j0 + n).
@@ -38,38 +40,31 @@ struct Slab {
   int64_t i0, m, j0, n;
 };
 
-// A statistic per row or column, and the gradient with respect to it (null: all ones).
-template <class T>
-struct Upstream {
-  const T* grad;
-  const T* lse;  // null: this side has no statistic
-};
-
 // out[rows, width] = x in T, rounded to the compute dtype. With nonfinite, a row that holds a NaN
 // or an infinity becomes zero and is flagged there.
 template <class T>
 void round_rows(const void* x, ScalarType dtype, ScalarType compute_dtype, int64_t rows,
                 int64_t width, T* out, bool* nonfinite);
 
-template <class T>
-void start(RunningLogSumExp<T>* state, int64_t count);
+template <class Fold, class T = typename Fold::Number>
+struct FoldKernels {
+  static void start(Fold* states, int64_t count);
 
-// Merges the slab's rows into the states of all M queries.
-template <class T>
-void fold_rows(const Problem<T>& problem, const Slab<T>& slab, RunningLogSumExp<T>* rows);
+  // Merges the slab's rows into the states of all M queries.
+  static void fold_rows(const Problem<T>& problem, const Slab<T>& slab, Fold* rows);
 
-// Merges the slab's columns into the states of all N keys.
-template <class T>
-void fold_cols(const Problem<T>& problem, const Slab<T>& slab, RunningLogSumExp<T>* cols);
+  // Merges the slab's columns into the states of all N keys.
+  static void fold_cols(const Problem<T>& problem, const Slab<T>& slab, Fold* cols);
 
-template <class T>
-void write(const RunningLogSumExp<T>* state, int64_t count, const T* scale, T* lse);
+  static void write(const Fold* states, int64_t count, Outputs<T> out);
+};
 
-// dots[i, j] = g_i exp(s_ij - r_i) + h_j exp(s_ij - c_j), exactly 0 where a pair is dropped or its
-// statistic is -inf. For a Gram matrix the second term is that of row j, of pair (j, i).
-template <class T>
-void weigh(const Problem<T>& problem, const Slab<T>& slab, const Upstream<T>& row,
-           const Upstream<T>& col, bool is_self);
+// dots[i, j] = row.grad[i] * weight(z_ij, row.value[i]) + col.grad[j] * weight(z_ij, col.value[j]),
+// exactly 0 where a pair is dropped. A null grad is all ones; a side without values has no term.
+// For a Gram matrix the second term is that of row j, of pair (j, i).
+template <class Fold, class T = typename Fold::Number>
+void weigh(const Problem<T>& problem, const Slab<T>& slab, Upstream<T> row, Upstream<T> col,
+           bool is_self);
 
 constexpr int kPartialSums = 512;
 

@@ -89,12 +89,13 @@ void select_by_blocks(const Scores<T>& scores, int64_t begin, int64_t end, const
   launch_blocks(scores, begin, end, best, limit, resumes, buffers);
 }
 
-#define CL_INSTANTIATE(T)                                                                     \
-  template bool is_in_memory<T>(int64_t);                                                     \
-  template int buffer_places<T>(int64_t);                                                     \
-  template void select_by_blocks(const Scores<T>&, int64_t, int64_t, const Best<T>&, int64_t, \
-                                 bool, const Buffers<T>&);
-CL_INSTANTIATE(float)
-CL_INSTANTIATE(double)
+template bool is_in_memory<float>(int64_t);
+template bool is_in_memory<double>(int64_t);
+template int buffer_places<float>(int64_t);
+template int buffer_places<double>(int64_t);
+template void select_by_blocks(const Scores<float>&, int64_t, int64_t, const Best<float>&, int64_t,
+                               bool, const Buffers<float>&);
+template void select_by_blocks(const Scores<double>&, int64_t, int64_t, const Best<double>&,
+                               int64_t, bool, const Buffers<double>&);
 
 }  // namespace cl::cuda

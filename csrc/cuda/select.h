@@ -15,17 +15,16 @@ struct Survivors {
 
 // How products become scores, and which pairs are wanted; what is null does not apply.
 template <class T>
-struct Search {
-  const T *query_factor, *key_factor;  // [M], [N]
-  const T *below, *above;              // [M], both strict
-  Filters filters;
+struct Scoring {
+  const T *query_factor, *key_factor;             // [M], [N]
+  KeptPairs<T> pairs;                             // its bounds are on scores
   const int64_t *exclude_offsets, *exclude_keys;  // [M + 1], and sorted keys of each query
 };
 
 // The scores of a slab; its first `seen` keys were in an earlier one.
 template <class T>
 struct Scores {
-  Search<T> search;
+  Scoring<T> scoring;
   Slab<T> slab;
   int64_t seen;
 };

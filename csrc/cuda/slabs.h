@@ -1,5 +1,9 @@
-// The one loop over slabs of logits: the pairs of some queries with all keys, or with a chunk of
-// them where there are very many.
+// The one loop over slabs of similarities: the pairs of some queries with all keys, or with a chunk
+// of them where there are very many.
+//
+// Products are torch's own float32 (float64) ones, of embeddings rounded to the compute dtype:
+// torch.backends.cuda.matmul.fp32_precision holds for them too. Only topk multiplies half types as
+// they are.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
@@ -7,7 +11,6 @@
 #include <array>
 #include <optional>
 
-#include "../stable.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -27,16 +30,17 @@ inline std::vector<Range> split(int64_t count, int64_t part) {
   return result;
 }
 
-inline Filters filters(const Options& options) {
-  Filters result;
-  STD_TORCH_CHECK(options.keep_same.size() <= kMostFilters, "cl_kernels: at most ", kMostFilters,
-                  " filters");
-  for (const bool keep_same : options.keep_same) {
-    const int f = result.count++;
-    result.query_ids[f] = data<int64_t>(options.query_ids[f]);
-    result.key_ids[f] = data<int64_t>(options.key_ids[f]);
+template <class T>
+KeptPairs<T> kept_pairs(const Pairs& pairs) {
+  KeptPairs<T> result;
+  for (const bool keep_same : pairs.keep_same) {
+    const int f = result.filters++;
+    result.query_ids[f] = data<int64_t>(pairs.query_ids[f]);
+    result.key_ids[f] = data<int64_t>(pairs.key_ids[f]);
     result.keep_same[f] = keep_same;
   }
+  result.below = optional_data<T>(pairs.below);
+  result.above = optional_data<T>(pairs.above);
   return result;
 }
 
@@ -89,15 +93,20 @@ class Rows {
 template <class T>
 class Slabs {
  public:
-  // All pairs of query and key. With isolate, logits are right even where embeddings are not
-  // finite, and products see zeros instead of those.
-  Slabs(const Tensor& query, const Tensor& key, const Tensor& scale, const Options& options,
-        bool isolate)
-      : Slabs(query, &key, scale, options, isolate) {}
-
-  // The pairs of x with itself.
-  Slabs(const Tensor& x, const Tensor& scale, const Options& options, bool isolate)
-      : Slabs(x, nullptr, scale, options, isolate) {}
+  // With isolate, similarities are right even where embeddings are not finite, and products see
+  // zeros instead of those.
+  Slabs(const Logits& logits, bool isolate)
+      : query_(logits.query, logits.call.compute_dtype, isolate) {
+    if (logits.key) key_.emplace(*logits.key, logits.call.compute_dtype, isolate);
+    const int64_t keys = key().rows();
+    const int64_t width = std::clamp<int64_t>(keys, 1, kMostKeys);
+    const int64_t height = kSlabBytes / static_cast<int64_t>(sizeof(T)) / width / 128 * 128;
+    row_ranges_ = split(query_.rows(), height);
+    key_ranges_ = split(keys, width);
+    buffer_ = scratch({std::min(height, query_.rows()) * width});
+    problem_ = {data<T>(logits.scale), query_.nonfinite(), key().nonfinite(),
+                kept_pairs<T>(logits.call.pairs)};
+  }
 
   const Rows<T>& query() const { return query_; }
   const Rows<T>& key() const { return key_ ? *key_ : query_; }
@@ -132,19 +141,6 @@ class Slabs {
   }
 
  private:
-  Slabs(const Tensor& query, const Tensor* key, const Tensor& scale, const Options& options,
-        bool isolate)
-      : query_(query, options.compute_dtype, isolate) {
-    if (key) key_.emplace(*key, options.compute_dtype, isolate);
-    const int64_t keys = this->key().rows();
-    const int64_t width = std::clamp<int64_t>(keys, 1, kMostKeys);
-    const int64_t height = kSlabBytes / static_cast<int64_t>(sizeof(T)) / width / 128 * 128;
-    row_ranges_ = split(query_.rows(), height);
-    key_ranges_ = split(keys, width);
-    buffer_ = scratch({std::min(height, query_.rows()) * width});
-    problem_ = {data<T>(scale), query_.nonfinite(), this->key().nonfinite(), filters(options)};
-  }
-
   Tensor matrix(const Slab<T>& slab) const {
     return borrow(buffer_, slab.dots, {slab.m, slab.n}, {slab.n, 1});
   }

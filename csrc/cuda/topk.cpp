@@ -1,5 +1,8 @@
 #include "topk.h"
 
+#include "select.h"
+#include "slabs.h"
+
 namespace cl::cuda {
 namespace {
 
@@ -70,15 +73,14 @@ class Memory {
   Buffers<T> buffers_{nullptr, 0};
 };
 
-}  // namespace
-
+// The best keys of each query.
 template <class T>
-void find_best(const Tensor& query, const Tensor& key, const Search<T>& search,
+void find_best(const Tensor& query, const Tensor& key, const Scoring<T>& scoring,
                const Best<T>& best) {
   const int64_t M = query.size(0), N = key.size(0), limit = limit_of(best.k, N);
   const Memory<T> memory(query, limit);
   if (M == 0) return;
-  if (N == 0) return select_by_blocks(Scores<T>{search, {}, 0}, 0, M, best, 1, false, {});
+  if (N == 0) return select_by_blocks(Scores<T>{scoring, {}, 0}, 0, M, best, 1, false, {});
 
   constexpr int64_t most = kScoreBytes / kQueries / sizeof(T);
   const int64_t width = keys_of_slab(N, most);
@@ -90,7 +92,7 @@ void find_best(const Tensor& query, const Tensor& key, const Search<T>& search,
     for (const Range& k : cover(N, width)) {
       multiply_into(scores, rows_of(queries, q, false), rows_of(key, k, true));
       const Slab<T> slab{mutable_data<T>(scores), q.begin, kQueries, k.begin, width};
-      select_by_blocks(Scores<T>{search, slab, seen - k.begin}, next,
+      select_by_blocks(Scores<T>{scoring, slab, seen - k.begin}, next,
                        std::min(q.begin + kQueries, M), best, limit, seen > 0, memory.buffers());
       seen = k.begin + width;
     }
@@ -111,7 +113,31 @@ void select_best(const Tensor& packed, const Tensor& counts, const Best<float>& 
   select_by_blocks(survivors, rows, best, limit, memory.buffers());
 }
 
-template void find_best(const Tensor&, const Tensor&, const Search<float>&, const Best<float>&);
-template void find_best(const Tensor&, const Tensor&, const Search<double>&, const Best<double>&);
+template <class T>
+Scoring<T> scoring_of(const Search& search) {
+  return {optional_data<T>(search.query_factor), optional_data<T>(search.key_factor),
+          kept_pairs<T>(search.pairs), optional_data<int64_t>(search.exclude_offsets),
+          optional_data<int64_t>(search.exclude_keys)};
+}
+
+}  // namespace
+
+Found topk(const Search& search) {
+  const int64_t M = search.query.size(0), k = search.k;
+  Tensor values = empty(search.query, {M, k}), indices = empty_indices(search.query, {M, k});
+  by_accumulator(search.query, [&]<class T>(T) {
+    find_best<T>(search.query, search.key, scoring_of<T>(search),
+                 {mutable_data<T>(values), mutable_data<int64_t>(indices), k});
+  });
+  return {values, indices};
+}
+
+Found select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
+  const int64_t rows = packed.size(0);
+  Tensor values = torch::stable::new_empty(packed, {rows, k}, ScalarType::Float);
+  Tensor indices = empty_indices(packed, {rows, k});
+  select_best(packed, counts, {mutable_data<float>(values), mutable_data<int64_t>(indices), k});
+  return {values, indices};
+}
 
 }  // namespace cl::cuda

@@ -1,16 +1,13 @@
-// Top-K of whole tensors: products by cuBLAS a slab at a time, and the selection of survivors.
+// Top-K of whole tensors: products by cuBLAS a slab at a time, and the selection of survivors. The
+// same functions as in csrc/cpu/topk.h, but Python alone checks what is in lists of keys to leave
+// out.
 #pragma once
-#include "select.h"
-#include "slabs.h"
+#include "../search.h"
 
 namespace cl::cuda {
 
-// The best keys of each query, from contiguous tensors.
-template <class T>
-void find_best(const Tensor& query, const Tensor& key, const Search<T>& search,
-               const Best<T>& best);
+Found topk(const Search& search);
 
-// The best of packed [M, parts, capacity], counts [M, parts].
-void select_best(const Tensor& packed, const Tensor& counts, const Best<float>& best);
+Found select_topk(const Tensor& packed, const Tensor& counts, int64_t k);
 
 }  // namespace cl::cuda

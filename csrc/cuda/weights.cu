@@ -4,15 +4,14 @@
 namespace cl::cuda {
 namespace {
 
-template <class T>
-__device__ T weight(const Upstream<T>& side, int64_t at, T logit) {
-  const T lse = side.lse[at];
-  if (lse == -kInfinity<T>) return 0;
-  return (side.grad ? side.grad[at] : T(1)) * std::exp(logit - lse);
+template <class Fold, class T>
+__device__ T weighted(Upstream<T> side, int64_t at, T logit) {
+  if (logit == -kInfinity<T>) return 0;
+  return (side.grad ? side.grad[at] : T(1)) * Fold::weight(logit, side.value[at]);
 }
 
 // A thread a column, over the rows that blockIdx.y takes.
-template <class T>
+template <class Fold, class T>
 __global__ void __launch_bounds__(kThreads)
     weigh_kernel(Problem<T> problem, Slab<T> slab, Upstream<T> row, Upstream<T> col, bool is_self) {
   const T scale = *problem.scale;
@@ -20,11 +19,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x; j < slab.n; j += stride)
     for (int64_t i = blockIdx.y; i < slab.m; i += gridDim.y) {
       const int64_t query = slab.i0 + i, key = slab.j0 + j;
-      const T logit = magnitude_of(scale) * similarity(problem, slab, sign_of(scale), i, j);
-      const bool kept = keeps(problem.filters, query, key);
-      T sum = kept ? weight(row, query, logit) : T(0);
-      if (col.lse && (is_self ? keeps(problem.filters, key, query) : kept))
-        sum += weight(col, key, logit);
+      const T s = similarity(problem, slab, i, j), z = logit(problem, scale, s, query, key);
+      T sum = weighted<Fold>(row, query, z);
+      if (col.value)
+        sum += weighted<Fold>(col, key, is_self ? logit(problem, scale, s, key, query) : z);
       slab.dots[i * slab.n + j] = sum;
     }
 }
@@ -66,11 +64,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-template <class T>
-void weigh(const Problem<T>& problem, const Slab<T>& slab, const Upstream<T>& row,
-           const Upstream<T>& col, bool is_self) {
+template <class Fold, class T>
+void weigh(const Problem<T>& problem, const Slab<T>& slab, Upstream<T> row, Upstream<T> col,
+           bool is_self) {
   const dim3 blocks(capped(divided(slab.n, kThreads)), capped(slab.m));
-  launch(weigh_kernel<T>, blocks, problem, slab, row, col, is_self);
+  launch(weigh_kernel<Fold, T>, blocks, problem, slab, row, col, is_self);
 }
 
 template <class T>
@@ -80,11 +78,12 @@ void scale_and_dot(const T* x, T* grad, int64_t count, const T* scale, double fa
   launch(sum_kernel<T>, 1, static_cast<const double*>(partial), factor, inner);
 }
 
-#define CL_INSTANTIATE(T)                                                                        \
-  template void weigh(const Problem<T>&, const Slab<T>&, const Upstream<T>&, const Upstream<T>&, \
-                      bool);                                                                     \
-  template void scale_and_dot(const T*, T*, int64_t, const T*, double, double*, T*);
-CL_INSTANTIATE(float)
-CL_INSTANTIATE(double)
+template void weigh<LogSumExp<float>>(const Problem<float>&, const Slab<float>&, Upstream<float>,
+                                      Upstream<float>, bool);
+template void weigh<LogSumExp<double>>(const Problem<double>&, const Slab<double>&,
+                                       Upstream<double>, Upstream<double>, bool);
+template void scale_and_dot(const float*, float*, int64_t, const float*, double, double*, float*);
+template void scale_and_dot(const double*, double*, int64_t, const double*, double, double*,
+                            double*);
 
 }  // namespace cl::cuda

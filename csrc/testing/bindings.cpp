@@ -1,86 +1,19 @@
 // Shows the torch-free C++ to numpy (python_tests/test_statistics.py). Never installed.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <optional>
-#include <stdexcept>
 
 #include "../cpu/exp.h"
 #include "../cpu/schedule.h"
-#include "../cpu/tile_kernels.h"
-#include "../statistics.h"
+#include "arrays.h"
 
 namespace cl::cpu {
 
-#define CL_DECLARE_KERNELS(isa)               \
-  namespace isa {                             \
-  extern const TileKernels<float> of_float;   \
-  extern const TileKernels<double> of_double; \
-  }
-CL_DECLARE_KERNELS(baseline)
-#ifdef CL_X86_64
-CL_DECLARE_KERNELS(avx2)
-CL_DECLARE_KERNELS(avx512)
-#endif
+void bind_selection(py::module_& m);  // selection.cpp
+template <class T>
+void bind_folds(py::class_<TileKernels<T>>& type, py::module_ m);  // folds.cpp
 
 namespace {
-
-namespace py = pybind11;
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using Ids = Array<int64_t>;
-using Bits = Array<uint16_t>;
-
-template <class T>
-const TileKernels<T>& choose(const TileKernels<float>& of_float,
-                             const TileKernels<double>& of_double) {
-  if constexpr (sizeof(T) == 4)
-    return of_float;
-  else
-    return of_double;
-}
-
-// The sets that this machine has, the plainest first: all up to the one that the library picks.
-template <class T>
-std::vector<const TileKernels<T>*> usable_kernels() {
-  std::vector<const TileKernels<T>*> result;
-  for (const TileKernels<T>* kernels : {
-           &choose<T>(baseline::of_float, baseline::of_double),
-#ifdef CL_X86_64
-           &choose<T>(avx2::of_float, avx2::of_double),
-           &choose<T>(avx512::of_float, avx512::of_double),
-#endif
-       }) {
-    result.push_back(kernels);
-    if (kernels == &tile_kernels<T>()) break;
-  }
-  return result;
-}
-
-void check(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-template <class T>
-Array<T> matrix_like(const Array<T>& s) {
-  check(s.ndim() == 2, "expected a matrix");
-  return Array<T>({s.shape(0), s.shape(1)});
-}
-
-template <class T>
-Array<T> copy(const Array<T>& s) {
-  Array<T> result = matrix_like(s);
-  std::copy_n(s.data(), s.size(), result.mutable_data());
-  return result;
-}
-
-template <class T>
-void check_length(const Array<T>& x, int64_t count) {
-  check(x.ndim() == 1 && x.size() == count, "expected one number per row or column");
-}
 
 // (row, column, score) of every wanted element, in the order found.
 template <class T>
@@ -108,92 +41,76 @@ void bind_kernels(py::module_& m, const char* name) {
   using A = Array<T>;
   py::class_<Kernels> type(m, name);
   type.def_readonly("instruction_set", &Kernels::instruction_set);
-  type.def_property_readonly_static("usable", [](const py::object&) {
-    py::list result;
-    for (const Kernels* kernels : usable_kernels<T>())
-      result.append(py::cast(kernels, py::return_value_policy::reference));
-    return result;
-  });
+  type.def_property_readonly_static("usable",
+                                    [](const py::object&) { return usable_kernels<T>(); });
+  bind_folds(type, m);
 
-  // c = a b or c += a b, or with a^T for an a that is stored transposed; in place, so that a test
-  // can put c between numbers that must not change.
-  for (const auto& [method, product] :
-       {std::pair{"multiply", &Kernels::multiply}, {"add_product", &Kernels::add_product}})
-    type.def(
-        method,
-        [product](const Kernels& kernels, const A& a, const A& b, A& c, bool transposed) {
-          const int64_t m = c.shape(0), n = c.shape(1), k = b.shape(0);
-          check(a.shape(transposed) == m && a.shape(!transposed) == k && b.shape(1) == n, "shapes");
-          (kernels.*product)(a.data(), transposed ? 1 : k, transposed ? m : 1, b.data(),
-                             c.mutable_data(), m, n, k);
-        },
-        py::arg("a"), py::arg("b"), py::arg("c").noconvert(), py::arg("transposed") = false);
+  // c = factor * (a b) or c += a b, or with a^T for an a that is stored transposed; in place, so
+  // that a test can put c between numbers that must not change.
+  const auto product = [](const A& a, const A& b, const A& c, bool transposed,
+                          const auto& compute) {
+    const int64_t m = c.shape(0), n = c.shape(1), k = b.shape(0);
+    check(a.shape(transposed) == m && a.shape(!transposed) == k && b.shape(1) == n, "shapes");
+    compute(transposed ? 1 : k, transposed ? m : 1, m, n, k);
+  };
+  type.def(
+      "multiply",
+      [product](const Kernels& kernels, const A& a, const A& b, A& c, bool transposed, T factor) {
+        product(a, b, c, transposed, [&](auto row, auto col, auto m, auto n, auto k) {
+          kernels.multiply(a.data(), row, col, b.data(), c.mutable_data(), m, n, k, factor);
+        });
+      },
+      py::arg("a"), py::arg("b"), py::arg("c").noconvert(), py::arg("transposed") = false,
+      py::arg("factor") = 1);
+  type.def(
+      "add_product",
+      [product](const Kernels& kernels, const A& a, const A& b, A& c, bool transposed) {
+        product(a, b, c, transposed, [&](auto row, auto col, auto m, auto n, auto k) {
+          kernels.add_product(a.data(), row, col, b.data(), c.mutable_data(), m, n, k);
+        });
+      },
+      py::arg("a"), py::arg("b"), py::arg("c").noconvert(), py::arg("transposed") = false);
   type.def(
       "transpose",
-      [](const Kernels& kernels, const A& x, T factor, A& y) {
+      [](const Kernels& kernels, const A& x, A& y) {
         check(y.shape(0) == x.shape(1) && y.shape(1) == x.shape(0), "shapes");
-        kernels.transpose(x.data(), x.shape(0), x.shape(1), factor, y.mutable_data());
+        kernels.transpose(x.data(), x.shape(0), x.shape(1), y.mutable_data());
       },
-      py::arg("x"), py::arg("factor"), py::arg("y").noconvert());
+      py::arg("x"), py::arg("y").noconvert());
 
-  for (const auto& [method, fold, dim] :
-       {std::tuple{"fold_rows", &Kernels::fold_rows, 0}, {"fold_cols", &Kernels::fold_cols, 1}})
-    type.def(method, [fold, dim](const Kernels& kernels, const A& s, T scale) {
-      check(s.ndim() == 2, "expected a matrix");
-      A max(s.shape(dim)), sum(s.shape(dim));
-      (kernels.*fold)(s.data(), s.shape(0), s.shape(1), scale, max.mutable_data(),
-                      sum.mutable_data());
-      return py::make_tuple(max, sum);
-    });
-  type.def("max_rows", [](const Kernels& kernels, const A& s) {
-    check(s.ndim() == 2, "expected a matrix");
-    A max(s.shape(0));
-    kernels.max_rows(s.data(), s.shape(0), s.shape(1), max.mutable_data());
+  type.def("max_rows", [](const Kernels& kernels, const A& z) {
+    A max = vector_like(z, 0);
+    kernels.max_rows(z.data(), z.shape(0), z.shape(1), max.mutable_data());
     return max;
   });
-  type.def("exp_rows", [](const Kernels& kernels, const A& s, T scale, const A& max) {
-    A result = copy(s), sum(s.shape(0));
-    check_length(max, s.shape(0));
-    kernels.exp_rows(result.mutable_data(), s.shape(0), s.shape(1), scale, max.data(),
-                     sum.mutable_data());
+  type.def("exp_rows", [](const Kernels& kernels, const A& z, const A& max) {
+    A result = copy(z), sum = vector_like(z, 0);
+    check_length(max, z.shape(0));
+    kernels.exp_rows(result.mutable_data(), z.shape(0), z.shape(1), max.data(), sum.mutable_data());
     return py::make_tuple(result, sum);
   });
-
-  for (const auto& [method, weigh, dim] : {std::tuple{"row_weights", &Kernels::row_weights, 0},
-                                           {"col_weights", &Kernels::col_weights, 1}})
-    type.def(method, [weigh, dim](const Kernels& kernels, const A& s, T scale, const A& grad,
-                                  const A& lse) {
-      A result = copy(s);
-      check_length(grad, s.shape(dim));
-      check_length(lse, s.shape(dim));
-      (kernels.*weigh)(result.mutable_data(), s.shape(0), s.shape(1), scale, grad.data(),
-                       lse.data());
-      return result;
-    });
-  type.def("row_col_weights",
-           [](const Kernels& kernels, const A& s, const std::optional<A>& mirrored, T scale,
-              const A& row_grad, const A& row_lse, const A& col_grad, const A& col_lse) {
-             A result = copy(s);
-             check(!mirrored || mirrored->size() == s.size(), "shapes");
-             for (const A* x : {&row_grad, &row_lse}) check_length(*x, s.shape(0));
-             for (const A* x : {&col_grad, &col_lse}) check_length(*x, s.shape(1));
-             std::optional<A> other;
-             if (mirrored) other = copy(*mirrored);
-             T* both = result.mutable_data();
-             kernels.row_col_weights(both, other ? other->mutable_data() : both, s.shape(0),
-                                     s.shape(1), scale, row_grad.data(), row_lse.data(),
-                                     col_grad.data(), col_lse.data());
-             return result;
-           });
-  type.def("drop", [](const Kernels& kernels, const A& values, const Ids& row_ids,
-                      const Ids& col_ids, bool keep_same, T fill) {
-    A result = copy(values);
-    check_length(row_ids, values.shape(0));
-    check_length(col_ids, values.shape(1));
-    kernels.drop(result.mutable_data(), values.shape(0), values.shape(1), row_ids.data(),
-                 col_ids.data(), keep_same, fill);
+  type.def("drop", [](const Kernels& kernels, const A& z, const Ids& row_ids, const Ids& col_ids,
+                      bool keep_same) {
+    A result = copy(z);
+    check_length(row_ids, z.shape(0));
+    check_length(col_ids, z.shape(1));
+    kernels.drop(result.mutable_data(), z.shape(0), z.shape(1), row_ids.data(), col_ids.data(),
+                 keep_same);
     return result;
   });
+  for (const auto& [method, scale_within, dim] :
+       {std::tuple{"scale_within_rows", &Kernels::scale_within_rows, 0},
+        {"scale_within_cols", &Kernels::scale_within_cols, 1}})
+    type.def(method, [scale_within, dim](const Kernels& kernels, const A& s, T scale,
+                                         const std::optional<A>& below,
+                                         const std::optional<A>& above) {
+      A result = copy(s);
+      for (const auto* bound : {&below, &above})
+        if (*bound) check_length(**bound, s.shape(dim));
+      (kernels.*scale_within)(result.mutable_data(), s.shape(0), s.shape(1), scale,
+                              {below ? below->data() : nullptr, above ? above->data() : nullptr});
+      return result;
+    });
 
   for (const auto& [method, widen] : {std::pair{"widen_bfloat16", &Kernels::widen_bfloat16},
                                       {"widen_float16", &Kernels::widen_float16}})
@@ -234,14 +151,7 @@ void bind_kernels(py::module_& m, const char* name) {
 }
 
 template <class T>
-void bind_statistics(py::module_& m, const char* running) {
-  using Running = RunningLogSumExp<T>;
-  py::class_<Running>(m, running)
-      .def(py::init<>())
-      .def_readonly("max", &Running::max)
-      .def_readonly("sum", &Running::sum)
-      .def("merge", &Running::merge)
-      .def("value", &Running::value);
+void bind_exp(py::module_& m) {
   m.def("exp_nonpositive", [](const Array<T>& x) {
     Array<T> y(x.size());
     for (py::ssize_t i = 0; i < x.size(); ++i) y.mutable_data()[i] = exp_nonpositive(x.data()[i]);
@@ -264,16 +174,14 @@ py::list tiles(const Schedule& schedule) {
 
 }  // namespace
 
-void bind_selection(py::module_& m);  // selection.cpp
-
 }  // namespace cl::cpu
 
 PYBIND11_MODULE(cl_testing, m) {
   using namespace cl::cpu;
   bind_kernels<float>(m, "TileKernels32");
   bind_kernels<double>(m, "TileKernels64");
-  bind_statistics<float>(m, "RunningLogSumExp32");
-  bind_statistics<double>(m, "RunningLogSumExp64");
+  bind_exp<float>(m);
+  bind_exp<double>(m);
   bind_selection(m);
   m.def("tournament", [](int64_t blocks) { return tiles(Tournament(blocks)); });
   m.def("latin_square", [](int64_t rows, int64_t cols) { return tiles(LatinSquare(rows, cols)); });

@@ -1,19 +1,14 @@
 // Shows the selection of the best pairs to numpy (python_tests/test_selection.py).
 #include "../selection.h"
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <vector>
+
+#include "arrays.h"
 
 namespace cl::cpu {
 namespace {
 
-namespace py = pybind11;
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using Indices = Array<int64_t>;
+using Indices = Ids;
 
 // The k best of scored keys that must beat (above, key 0), by a reservoir of the given capacity.
 template <class T>

@@ -1,0 +1,167 @@
+// What becomes of tiles of similarities and of logits, for tile_kernels.inl: which pairs are
+// dropped, and the folds.
+#include "exp.h"
+#include "tile_kernels.h"
+
+namespace cl::cpu {
+namespace {
+
+constexpr int kLanes = 64;  // partial sums of a row: enough to hide the adder's latency
+
+template <class T>
+T larger(T a, T b) {
+  return b > a ? b : a;  // a NaN never wins: it shows in the sum
+}
+
+template <class T>
+T sum_lanes(T* lanes) {
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+// Dropped pairs
+
+template <class T>
+void drop(T* z, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
+          bool keep_same) {
+  for (int64_t i = 0; i < m; ++i, z += n) {
+    const int64_t id = row_ids[i];
+    if (keep_same)
+      for (int64_t j = 0; j < n; ++j) z[j] = id == col_ids[j] ? z[j] : -kInfinity<T>;
+    else
+      for (int64_t j = 0; j < n; ++j) z[j] = id != col_ids[j] ? z[j] : -kInfinity<T>;
+  }
+}
+
+enum class Axis { rows, cols };
+
+// A NaN is within no bounds.
+template <Axis AXIS, bool BELOW, bool ABOVE, class T>
+void scale_if_within(T* __restrict s, int64_t m, int64_t n, T scale, const T* __restrict below,
+                     const T* __restrict above) {
+  for (int64_t i = 0; i < m; ++i, s += n)
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t at = AXIS == Axis::rows ? i : j;
+      const bool kept = (!BELOW || s[j] < below[at]) & (!ABOVE || s[j] > above[at]);
+      s[j] = kept ? scale * s[j] : -kInfinity<T>;
+    }
+}
+
+template <Axis AXIS, class T>
+void scale_within(T* s, int64_t m, int64_t n, T scale, Bounds<T> bounds) {
+  const auto [below, above] = bounds;
+  if (below && above)
+    scale_if_within<AXIS, true, true>(s, m, n, scale, below, above);
+  else if (below)
+    scale_if_within<AXIS, true, false>(s, m, n, scale, below, above);
+  else if (above)
+    scale_if_within<AXIS, false, true>(s, m, n, scale, below, above);
+  else
+    scale_if_within<AXIS, false, false>(s, m, n, scale, below, above);
+}
+
+// Log-sum-exps
+
+template <class T>
+T pair_weight(LogSumExp<T>, T logit, T value) {
+  return exp_nonpositive(logit - value);
+}
+
+template <class T>
+T row_max(const T* z, int64_t n) {
+  T best[kLanes];
+  for (int l = 0; l < kLanes; ++l) best[l] = kLowest<T>;
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int l = 0; l < kLanes; ++l) best[l] = larger(best[l], z[j + l]);
+  for (int l = 0; j < n; ++j, ++l) best[l] = larger(best[l], z[j]);
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int l = 0; l < half; ++l) best[l] = larger(best[l], best[l + half]);
+  return best[0];
+}
+
+template <class T>
+void fold_rows(const T* z, int64_t m, int64_t n, LogSumExp<T>* states) {
+  for (int64_t i = 0; i < m; ++i, z += n) {
+    const T top = row_max(z, n);
+    T lanes[kLanes] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes)
+      for (int l = 0; l < kLanes; ++l) lanes[l] += exp_nonpositive(z[j + l] - top);
+    for (int l = 0; j < n; ++j, ++l) lanes[l] += exp_nonpositive(z[j] - top);
+    states[i] = {top, sum_lanes(lanes)};
+  }
+}
+
+// Of at most kLanes columns.
+template <class T>
+__attribute__((always_inline)) inline void fold_strip(const T* z, int64_t m, int64_t n, int count,
+                                                      LogSumExp<T>* states) {
+  T max[kLanes], sum[kLanes] = {};
+  for (int l = 0; l < count; ++l) max[l] = kLowest<T>;
+  for (int64_t i = 0; i < m; ++i)
+    for (int l = 0; l < count; ++l) max[l] = larger(max[l], z[i * n + l]);
+  for (int64_t i = 0; i < m; ++i)
+    for (int l = 0; l < count; ++l) sum[l] += exp_nonpositive(z[i * n + l] - max[l]);
+  for (int l = 0; l < count; ++l) states[l] = {max[l], sum[l]};
+}
+
+template <class T>
+void fold_cols(const T* z, int64_t m, int64_t n, LogSumExp<T>* states) {
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) fold_strip(z + j, m, n, kLanes, states + j);
+  if (j < n) fold_strip(z + j, m, n, static_cast<int>(n - j), states + j);
+}
+
+// Weights of any fold
+
+// Logits are what the statistic has seen, rounded and all: a logit computed anew by a fused
+// multiply-add would keep what the statistic has lost, and at 1e6 be off by a quarter of a weight.
+template <class Fold, class T = typename Fold::Number>
+T weigh(T logit, T grad, T value) {
+  return logit == -kInfinity<T> ? T(0) : grad * pair_weight(Fold{}, logit, value);
+}
+
+template <class Fold, class T = typename Fold::Number>
+void row_weights(T* z, int64_t m, int64_t n, Upstream<T> row) {
+  for (int64_t i = 0; i < m; ++i, z += n) {
+    const T g = row.grad[i], v = row.value[i];
+    for (int64_t j = 0; j < n; ++j) z[j] = weigh<Fold>(z[j], g, v);
+  }
+}
+
+template <class Fold, class T = typename Fold::Number>
+void row_col_weights(T* z, const T* mirrored, int64_t m, int64_t n, Upstream<T> row,
+                     Upstream<T> col) {
+  const T* __restrict col_grad = col.grad, * __restrict col_value = col.value;
+  for (int64_t i = 0; i < m; ++i, z += n, mirrored += n) {
+    const T g = row.grad[i], v = row.value[i];
+    for (int64_t j = 0; j < n; ++j)
+      z[j] = weigh<Fold>(z[j], g, v) + weigh<Fold>(mirrored[j], col_grad[j], col_value[j]);
+  }
+}
+
+// Softmax-weighted keys: exponentials against a running maximum
+
+template <class T>
+void max_rows(const T* z, int64_t m, int64_t n, T* max) {
+  for (int64_t i = 0; i < m; ++i) max[i] = row_max(z + i * n, n);
+}
+
+template <class T>
+void exp_rows(T* z, int64_t m, int64_t n, const T* max, T* sum) {
+  for (int64_t i = 0; i < m; ++i, z += n) {
+    const T top = max[i];
+    for (int64_t j = 0; j < n; ++j) z[j] = exp_nonpositive(z[j] - top);
+    T lanes[kLanes] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes)
+      for (int l = 0; l < kLanes; ++l) lanes[l] += z[j + l];
+    for (int l = 0; j < n; ++j, ++l) lanes[l] += z[j];
+    sum[i] = sum_lanes(lanes);
+  }
+}
+
+}  // namespace
+}  // namespace cl::cpu

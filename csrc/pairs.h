@@ -1,0 +1,41 @@
+// What every operation is told of its pairs, as a schema's tail holds it (cl_kernels/pairs.py,
+// cl_kernels/calls.py). A new option is a field here and a line in boxed.h, in the schema's order.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "stable.h"
+
+namespace cl {
+
+// Which pairs of query i and key j count.
+struct Pairs {
+  // Filters: the pair is kept if (query_ids[f][i] == key_ids[f][j]) == keep_same[f] for each f.
+  std::vector<Tensor> query_ids;  // int64 [M] each
+  std::vector<Tensor> key_ids;    // int64 [N] each
+  std::vector<bool> keep_same;
+  // And if above[i] < <query_i, key_j> < below[i].
+  std::optional<Tensor> below, above;  // [M]
+};
+
+constexpr size_t kMostFilters = 3;
+
+struct Call {
+  Pairs pairs;
+  ScalarType compute_dtype;  // of the products; sums are of the accumulation type
+  std::optional<double> logit_bound;
+};
+
+// Logits z_ij = scale * <query_i, key_j>, and -inf for a dropped pair. Without keys they are a Gram
+// matrix's: query j is key j.
+struct Logits {
+  const Tensor& query;               // [M, D]
+  const std::optional<Tensor>& key;  // [N, D]
+  const Tensor& scale;               // []
+  const Call& call;
+
+  bool is_self() const { return !key; }
+  const Tensor& keys() const { return key ? *key : query; }
+};
+
+}  // namespace cl
