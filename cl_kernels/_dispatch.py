@@ -105,8 +105,14 @@ def requested(backend: str | None) -> tuple[str, str] | None:
 
 def refusal(name: str, request: Request) -> str | None:
     """Why this backend cannot serve a call, or None if it can."""
-    reason = reason_against(name, request.device, request.dtype)
-    return backend_module(name).refuses(request) if reason is None else reason
+    return _refusal(name, *request)
+
+
+@called_while_tracing
+def _refusal(name: str, *request) -> str | None:
+    asked = Request(*request)
+    reason = reason_against(name, asked.device, asked.dtype)
+    return backend_module(name).refuses(asked) if reason is None else reason
 
 
 def choose(backend: str | None, request: Request) -> str:

@@ -22,7 +22,7 @@ from cl_kernels.backends import BACKENDS, backend_module
 _library = torch.library.Library("cl_kernels", "DEF")
 _overloads: dict[tuple[str, str], Callable[..., Any]] = {}
 schemas: dict[str, str] = {}  # of the operations that have an overload per backend
-defined: dict[str, Callable[..., Any]] = {}  # the Python code of what ``define`` made, by name
+defined: dict[str, Callable[..., Any]] = {}  # the Python code of operations and of overloads
 
 
 def overload(operation: str, backend: str) -> Callable[..., Any]:
@@ -66,6 +66,7 @@ def define_overloads(
         if composed or not properties.compiled:
             given = str if composed else backend_module  # the name itself
             python = _without_autocast(implementation, given, backend)
+            defined[name] = python
             _library.impl(name, python, "CompositeExplicitAutograd")
         compute = getattr(getattr(torch.ops.cl_kernels, operation), backend)
         _overloads[operation, backend] = interruptible(compute) if properties.compiled else compute

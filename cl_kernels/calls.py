@@ -15,6 +15,9 @@ from cl_kernels._precision import accumulator
 from cl_kernels.checks import DTYPES, autocast_dtype, check_filters
 from cl_kernels.pairs import PAIRS, Pairs, Where, as_pairs
 
+# Backends refuse widths above one of these, never between two.
+WIDTH_CLASSES = 4096, 1 << 62
+
 CALL = f"{PAIRS}, ScalarType compute_dtype, float? logit_bound"
 
 
@@ -95,7 +98,14 @@ def scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
 def request_of(operation: str, x: Tensor, call: Call) -> Request:
     """What a backend is asked for with embeddings like x."""
     options = call.pairs.options
-    return Request(operation, x.device, x.dtype, call.compute_dtype, x.shape[1], options)
+    return Request(operation, x.device, x.dtype, call.compute_dtype, _width(x), options)
+
+
+def _width(x: Tensor) -> int:
+    if not torch.compiler.is_compiling():
+        return x.shape[1]
+    # Of a symbol, which no backend could be asked about, the class: one compilation serves it all.
+    return next(width for width in WIDTH_CLASSES if x.shape[1] <= width)
 
 
 def note_call(

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 import cl_kernels
 from cl_kernels import PairFilter
+from cl_kernels._dispatch import Request
 from python_tests import textbook
 
 PRIMITIVES = ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")
@@ -22,6 +23,11 @@ GRADIENT = {
     torch.float16: 1e-3,
     torch.bfloat16: 4e-3,
 }
+
+
+def a_request(device="cpu", dtype=torch.float32, operation="row_logsumexp", width=8, **more):
+    """A call that a backend may be asked to serve."""
+    return Request(operation, torch.device(device), dtype, dtype, width, **more)
 
 
 def operator(operation, backend):

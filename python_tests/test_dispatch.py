@@ -10,8 +10,9 @@ import torch
 
 import cl_kernels
 from cl_kernels import _dispatch
-from cl_kernels._ops import BACKENDS, backend_module
-from python_tests.helpers import embeddings, unit_rows
+from cl_kernels import _libraries
+from cl_kernels.backends import BACKENDS, backend_module
+from python_tests.helpers import a_request, embeddings, unit_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +34,7 @@ def served_by(function=row_logsumexp, **options):
 
 
 def test_argument_beats_context_beats_default():
-    default = _dispatch.choose(None, "cpu", torch.float32)
+    default = _dispatch.choose(None, a_request())
     assert served_by() == [default]
     with cl_kernels.use_backend("reference"):
         assert served_by() == ["reference"]
@@ -84,13 +85,13 @@ def test_unknown_name_in_the_environment():
     run = python(code, CL_KERNELS_BACKEND="fastest")
     assert run.returncode != 0 and run.stdout == "1\n"
     message = run.stderr.splitlines()[-1]
-    assert "CL_KERNELS_BACKEND: expected one of reference, chunked" in message
+    assert "CL_KERNELS_BACKEND: expected one of native, triton" in message
     assert "'fastest'" in message
 
 
 @pytest.mark.parametrize("ask", ["argument", "context"])
 def test_unknown_name(ask):
-    with pytest.raises(ValueError, match=r"expected one of reference, .*, got 'fastest'"):
+    with pytest.raises(ValueError, match=r"expected one of native, .*, got 'fastest'"):
         if ask == "argument":
             cl_kernels.self_logsumexp(torch.randn(3, 2), backend="fastest")
         else:
@@ -100,12 +101,11 @@ def test_unknown_name(ask):
 @pytest.fixture
 def without_libraries(monkeypatch, tmp_path):
     """The package as it is where nothing was compiled."""
-    native = backend_module("native")
-    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_libraries, "_PACKAGE", tmp_path)
     monkeypatch.setattr(_dispatch, "_usable", {})
-    native.load_failure.cache_clear()
+    _libraries.load_failure.cache_clear()
     yield
-    native.load_failure.cache_clear()
+    _libraries.load_failure.cache_clear()
 
 
 @pytest.mark.usefixtures("without_libraries")
@@ -140,12 +140,11 @@ class TestWithoutCompiledLibraries:
 
 
 def test_a_library_that_does_not_load(monkeypatch, tmp_path):
-    native = backend_module("native")
     (tmp_path / "_cpu.so").write_bytes(b"not a library")
-    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
-    native.load_failure.cache_clear()
-    assert "_cpu.so does not load" in native.load_failure("_cpu.so")
-    native.load_failure.cache_clear()
+    monkeypatch.setattr(_libraries, "_PACKAGE", tmp_path)
+    _libraries.load_failure.cache_clear()
+    assert "_cpu.so does not load" in _libraries.load_failure("_cpu.so")
+    _libraries.load_failure.cache_clear()
 
 
 def test_an_explicit_request_for_a_device_it_does_not_serve():
@@ -159,7 +158,7 @@ def test_native_comes_first_where_it_is_built():
     if _dispatch.reason_against("native", "cpu", torch.float32):
         pytest.skip("_cpu.so is not built")
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        assert _dispatch.choose(None, "cpu", dtype) == "native"
+        assert _dispatch.choose(None, a_request(dtype=dtype)) == "native"
     assert cl_kernels.doctor().serving["cpu"] == "native"
 
 
@@ -181,7 +180,7 @@ def two_gpus(monkeypatch):
 class TestTwoGpus:
     def test_a_backend_is_asked_about_the_tensors_own(self, monkeypatch):
         def choose(device):
-            return _dispatch.choose(None, device, torch.float32)
+            return _dispatch.choose(None, a_request(device))
 
         for _ in range(2):
             assert choose("cuda:0") == choose(torch.device("cuda:0")) == choose("cuda") == "triton"
@@ -191,9 +190,9 @@ class TestTwoGpus:
 
     @pytest.mark.parametrize("backend", ["triton", "native"])
     def test_a_request_is_refused_for_one_of_them(self, backend):
-        assert _dispatch.choose(backend, "cuda:0", torch.float32) == backend
+        assert _dispatch.choose(backend, a_request("cuda:0")) == backend
         with pytest.raises(ValueError, match=r"capability 8\.0, cuda:1 has 7\.5"):
-            _dispatch.choose(backend, "cuda:1", torch.float32)
+            _dispatch.choose(backend, a_request("cuda:1"))
 
 
 @pytest.mark.parametrize("name", ["row_logsumexp", "row_col_logsumexp", "self_logsumexp", "topk"])
@@ -202,7 +201,7 @@ def test_calls_name_their_tensors_device(name):
     call = getattr(cl_kernels, name)
     arguments = {"self_logsumexp": (x,), "topk": (x, x, 2)}.get(name, (x, x))
     for plan in cl_kernels.explain(call, *arguments).plans:
-        assert plan.call.device == x.device
+        assert plan.call.request.device == x.device
 
 
 def test_no_gpu_for_the_cuda_library(monkeypatch):
@@ -232,7 +231,7 @@ class TestExplain:
         )
         (plan,) = explanation.plans
         call = plan.call
-        assert (call.primitive, call.M, call.N, call.D) == ("row_col_logsumexp", 1000, 3000, 8)
+        assert (call.primitive, call.M, call.N, call.request.width) == ("row_col_logsumexp", 1000, 3000, 8)
         assert plan.dense_bytes == 1000 * 3000 * 4
         assert plan.statistics_bytes == 4 * (1000 + 3000)
         assert plan.flops == (2 * 1000 * 3000 * 8, 3 * 2 * 1000 * 3000 * 8)
@@ -252,12 +251,12 @@ class TestExplain:
     def test_autocast_shows_in_the_products(self):
         with torch.autocast("cpu", torch.bfloat16):
             explanation = cl_kernels.explain(cl_kernels.clip, *embeddings(6, 6, 3), 2.0)
-        assert explanation.plans[0].call.compute_dtype == torch.bfloat16
+        assert explanation.plans[0].call.request.compute_dtype == torch.bfloat16
         assert "tile products in bfloat16" in str(explanation)
 
     def test_it_computes_nothing_and_leaves_nothing_behind(self, monkeypatch):
         a, b = embeddings(6, 6, 3)
-        for module in ("_autograd", "losses.contrast"):
+        for module in ("statistics.operations", "losses.contrast"):
             monkeypatch.setattr(
                 f"cl_kernels.{module}.overload", lambda *_: pytest.fail("an operation ran")
             )

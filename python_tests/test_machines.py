@@ -8,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import cl_kernels
-from cl_kernels import _dispatch, _precision
-from cl_kernels._ops import backend_module, defined
+from cl_kernels import _dispatch, _libraries, _precision
+from cl_kernels._ops import defined
 from cl_kernels._precision import widest
 from cl_kernels.losses import common
-from python_tests.helpers import unit_rows
+from python_tests.helpers import a_request, unit_rows
 from python_tests.test_dispatch import python
 from python_tests.test_public import DETACHED, TRAINED, run
 
@@ -26,10 +26,9 @@ def rocm(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 4))
-    native = backend_module("native")
-    native.load_failure.cache_clear()
+    _libraries.load_failure.cache_clear()
     yield
-    native.load_failure.cache_clear()
+    _libraries.load_failure.cache_clear()
 
 
 @pytest.mark.usefixtures("rocm")
@@ -41,7 +40,7 @@ def test_rocm_gets_no_kernel_for_nvidia():
     for backend in ("triton", "native"):
         assert "this torch is for ROCm" in report.reasons["cuda", backend]
         with pytest.raises(ValueError, match=f"{backend}.*cannot serve.*NVIDIA GPUs.*for ROCm"):
-            _dispatch.choose(backend, "cuda", torch.float32)
+            _dispatch.choose(backend, a_request("cuda"))
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu"])
@@ -65,7 +64,7 @@ def test_doctor_explains_a_request_that_cannot_be_served():
 
 def test_doctor_explains_a_wrong_name_in_the_environment():
     run = python("import cl_kernels; print(cl_kernels.doctor())", CL_KERNELS_BACKEND="fastest")
-    message = "cpu tensors are served by nothing: CL_KERNELS_BACKEND: expected one of reference"
+    message = "cpu tensors are served by nothing: CL_KERNELS_BACKEND: expected one of native"
     assert message in run.stdout, run.stderr
 
 
@@ -74,10 +73,9 @@ class WithoutFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "cl_kernels":  # torch would run what it consists of out of our sight
-            operation, backend = func._schema.name.split("::")[1], func._overloadname
-            compute = defined.get(operation) or getattr(backend_module(backend), operation)
+            name = str(func).removeprefix("cl_kernels.").removesuffix(".default")
             with self:
-                return compute(*args)
+                return defined[name](*args)
         result = func(*args, **(kwargs or {}))
         for x in tree_leaves(result):
             if isinstance(x, torch.Tensor) and x.dtype == torch.float64:

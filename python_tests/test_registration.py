@@ -5,13 +5,19 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import cl_kernels
 from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
-from cl_kernels._ops import FUSED_SCHEMAS, SCHEMAS, SELECTORS, overload
-from python_tests.conftest import skip_unless_usable
+from cl_kernels._ops import overload, schemas
+from cl_kernels.backends.packed import select_topk
+from cl_kernels.calls import Call
+from cl_kernels.losses.epilogues import EPILOGUES
+from cl_kernels.pairs import Pairs, as_pairs
+from cl_kernels.statistics.table import STATISTICS
 from python_tests.helpers import (
     PRIMITIVES,
+    accumulator,
     assert_own_memory,
     embeddings,
     filters,
@@ -24,95 +30,106 @@ from python_tests.helpers import (
 each_primitive = pytest.mark.parametrize("primitive", PRIMITIVES)
 
 
-def operation_arguments(operation, kind, dtype, needs):
-    """Positional arguments of an operation's schema, on tensors that need no gradient."""
-    M, N = (7, 7) if operation.startswith("self") else (7, 9)
+STATISTIC_OPERATIONS = [name for name in schemas if "logsumexp" in name]
+LOSS_OPERATIONS = ["contrast", "contrast_backward"]
+
+
+def call_arguments(kind, M, N, dtype):
+    """The tail of a statistic's schema."""
+    bound = 1.0 if kind == "none" else None
+    return Call(as_pairs(filters(kind, M, N)), dtype, bound).arguments
+
+
+def operation_arguments(operation, kind, dtype, needs=(True, True)):
+    """Positional arguments of a statistic's operation, on tensors that need no gradient."""
+    of_one = operation.startswith("self")
+    M, N = (7, 7) if of_one else (7, 9)
     query, key = embeddings(M, N, 5, dtype)
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    vectors = {"M": torch.randn(M, dtype=accumulator), "N": torch.randn(N, dtype=accumulator)}
-    where = filters(kind, M, N)
-    options = (
-        [f.query_ids for f in where],
-        [f.key_ids for f in where],
-        [f.keep == "same" for f in where],
-        *(None,) * 4,
-        dtype,
-        1.0 if kind == "none" else None,
-    )
-    inputs = [query] if operation.startswith("self") else [query, key]
-    arguments = [*inputs, torch.tensor(2.0, dtype=accumulator), *options]
-    if operation.startswith("row_col") and operation.endswith("backward"):
-        return [vectors["M"], vectors["N"], vectors["M"], vectors["N"], *arguments, *needs]
-    if operation.endswith("backward"):
-        saved = [vectors["M"], vectors["M"] + 3]
-        return [*saved, *arguments, *(() if operation.startswith("self") else needs)]
-    return arguments
+    of_rows, of_cols = (torch.randn(n, dtype=accumulator(dtype)) for n in (M, N))
+    scale = torch.tensor(2.0, dtype=accumulator(dtype))
+    arguments = query, None if of_one else key, scale, *call_arguments(kind, M, N, dtype)
+    if not operation.endswith("backward"):
+        return arguments
+    needs = (True, False) if of_one else needs
+    sides = (of_rows, of_cols) if operation.startswith("row_col") else (of_rows,)
+    return [list(sides), [x + 3 for x in sides], *arguments, list(needs)]
 
 
-@pytest.mark.parametrize("operation", SCHEMAS)
+def loss_arguments(operation, dtype, reduction="mean"):
+    """All that the operations of losses may be asked for."""
+    query, key = embeddings(7, 7, 5, dtype)
+    queue = unit_rows(4, 5, dtype)
+    scale = torch.tensor(2.0, dtype=accumulator(dtype))
+    for statistic, epilogue in itertools.product(STATISTICS, EPILOGUES):
+        rows = 14 if statistic.startswith("self") else 7
+        ids = torch.arange(7).repeat(rows // 7)
+        call = Call(Pairs((ids,), (ids,), (False,)), dtype, None).arguments
+        for needs in itertools.product([True, False], repeat=4):
+            negative_keys = queue if needs[2] and not statistic.startswith("row_col") else None
+            needs = [*needs[:2], negative_keys is not None, needs[3]]
+            inputs = [query, key, negative_keys, scale, *call, statistic, epilogue, True]
+            if operation == "contrast":
+                yield [*inputs, reduction, needs]
+            else:
+                directions = 1 if STATISTICS[statistic].sides == "row" else 2
+                grad = torch.randn(rows, dtype=scale.dtype)
+                yield [grad, torch.randn(directions + 1, 7, dtype=scale.dtype), *inputs, needs]
+
+
+@pytest.mark.parametrize("operation", STATISTIC_OPERATIONS)
 @pytest.mark.parametrize("kind", ["none", "not me, same"])
 def test_opcheck(backend, operation, kind):
     cases = [(torch.float32, (True, True)), (torch.bfloat16, (True, True))]
-    if operation.endswith("backward") and not operation.startswith("self"):
+    if operation.endswith("backward"):
         cases += [(torch.float32, (False, True)), (torch.float32, (True, False))]
     for dtype, needs in cases:
         arguments = operation_arguments(operation, kind, dtype, needs)
         torch.library.opcheck(operator(operation, backend), arguments)
 
 
-def fused_arguments(operation, dtype):
-    """All that an operation of the compiled library may be asked for."""
-    is_self = operation == "self_contrast"
-    first, second, scale, *options = operation_arguments("row_logsumexp", "none", dtype, ())
-    second = second[:7]
-    ids = torch.arange(7).repeat(2) if is_self else torch.arange(7)
-    options[:3] = [ids], [ids], [False]
-    for needs in itertools.product([True, False], repeat=3):
-        arguments = [first, second, scale, *options, True, 0.5, list(needs)]
-        yield from ([*arguments, *more] for more in ([[]] if is_self else [[True], [False]]))
-
-
-@pytest.mark.parametrize("operation", FUSED_SCHEMAS)
+@pytest.mark.parametrize("operation", LOSS_OPERATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck_fused(operation, dtype):
-    """The losses in one call, which only the compiled library has."""
-    skip_unless_usable("native")
-    for arguments in fused_arguments(operation, dtype):
-        torch.library.opcheck(operator(operation, "native"), arguments)
+def test_opcheck_losses(backend, operation, dtype):
+    for arguments in itertools.islice(loss_arguments(operation, dtype), 0, None, 5):
+        torch.library.opcheck(operator(operation, backend), arguments)
 
 
-@pytest.mark.parametrize("operation", SCHEMAS)
+@pytest.mark.parametrize("operation", STATISTIC_OPERATIONS)
 @pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=2)), ids=str)
 def test_results_have_memory_of_their_own(backend, operation, needs):
-    if backend == "chunked" and operation.endswith("backward") and not any(needs):
+    if operation.endswith("backward") and not any(needs):
         pytest.skip("nobody asks it for the gradient of the scale alone")
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         arguments = operation_arguments(operation, "none", dtype, needs)
         assert_own_memory(overload(operation, backend)(*arguments), arguments)
-        empty = [x[:0] if isinstance(x, torch.Tensor) and x.dim() else x for x in arguments]
+        empty = tree_map(lambda x: x[:0] if torch.is_tensor(x) and x.dim() else x, arguments)
         assert_own_memory(overload(operation, backend)(*empty), empty)
 
 
-@pytest.mark.parametrize("operation", FUSED_SCHEMAS)
-def test_fused_results_have_memory_of_their_own(operation):
-    skip_unless_usable("native")
-    for arguments in fused_arguments(operation, torch.float32):
-        assert_own_memory(overload(operation, "native")(*arguments), arguments)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_have_memory_of_their_own(backend, reduction):
+    for arguments in loss_arguments("contrast", torch.float32, reduction):
+        assert_own_memory(overload("contrast", backend)(*arguments), arguments)
+    for arguments in loss_arguments("contrast_backward", torch.float32):
+        assert_own_memory(overload("contrast_backward", backend)(*arguments), arguments)
 
 
 @pytest.mark.parametrize("k", [2, 20])
 def test_found_pairs_have_memory_of_their_own(backend, k):
     for M, N in itertools.product([0, 5], [0, 9]):
         query, key = torch.randn(M, 4), torch.randn(N, 4)
-        arguments = query, key, k, None, None, [], [], [], None, None, None, None
+        arguments = query, key, k, None, None, None, None, *Pairs()
         assert_own_memory(overload("topk", backend)(*arguments), arguments)
-    if backend in SELECTORS:
-        packed, counts = torch.randint(9, (5, 2, 3)), torch.full((5, 2), 3, dtype=torch.int32)
-        found = overload("select_topk", backend)(packed, counts, k)
-        assert_own_memory(found, (packed, counts))
 
 
-@pytest.mark.parametrize("operation", [o for o in SCHEMAS if o.endswith("backward")])
+@pytest.mark.parametrize("k", [2, 20])
+def test_selected_pairs_have_memory_of_their_own(k):
+    packed, counts = torch.randint(9, (5, 2, 3)), torch.full((5, 2), 3, dtype=torch.int32)
+    for select in (torch.ops.cl_kernels.select_topk, select_topk):
+        assert_own_memory(select(packed, counts, k), (packed, counts))
+
+
+@pytest.mark.parametrize("operation", [o for o in STATISTIC_OPERATIONS if "backward" in o])
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
 def test_gradients_not_needed_are_empty(backend, operation, needs):
     if operation.startswith("self"):
@@ -311,13 +328,13 @@ def test_backward_runs_on_the_forwards_backend(backend, monkeypatch):
     with cl_kernels.use_backend(backend):
         results = [statistics(primitive, query, key, 2.0) for primitive in PRIMITIVES]
     seen = []
-    from cl_kernels import _autograd
+    from cl_kernels.statistics import operations
 
     def spy(operation, name):
         seen.append(name)
         return overload(operation, name)
 
-    monkeypatch.setattr(_autograd, "overload", spy)
+    monkeypatch.setattr(operations, "overload", spy)
     with cl_kernels.use_backend("reference" if backend != "reference" else "chunked"):
         for result in results:
             sum(r.sum() for r in result).backward()

@@ -11,7 +11,7 @@ import torch
 import cl_kernels
 from cl_kernels import _dispatch
 from cl_kernels.reading import readable
-from python_tests.helpers import unit_rows
+from python_tests.helpers import a_request, unit_rows
 
 
 def chosen():
@@ -69,7 +69,7 @@ def test_threads_that_leave_in_any_order():
     with ThreadPoolExecutor(2) as pool:
         outside, inside = pool.submit(first), pool.submit(second)
         assert inside.result() == "chunked"
-        assert outside.result() == _dispatch.choose(None, "cpu", torch.float32)
+        assert outside.result() == _dispatch.choose(None, a_request())
 
 
 def test_blocks_inside_blocks():

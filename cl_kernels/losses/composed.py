@@ -156,7 +156,7 @@ class Step:
                 grad_further = sides.further.gradient(grad_further)
         grad_scale = grad_scale + (by_positive * similarity).sum()
         self._add_positives(grad_query, grad_key, (self.scale * by_positive)[:, None])
-        if views or needs_first:
+        if needs_first or (views and needs_second):
             grad_query = sides.query.gradient(grad_query)
         else:
             grad_query = grad_query.new_empty(0)
@@ -222,7 +222,7 @@ def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> t
     statistics = step.statistics(needs)
     losses = step.losses(statistics)
     if not any(needs):
-        gradients = (*(losses.new_empty(0) for _ in range(3)), losses.new_empty(()))
+        gradients = (*(losses.new_empty(0) for _ in range(3)), losses.new_zeros(()))
     else:
         share = losses.new_ones(()) / (max(len(losses), 1) if reduction == "mean" else 1)
         gradients = step.gradients(share, statistics, needs)

@@ -32,7 +32,8 @@ def pair_scores(
     """
     arguments = query.detach(), corpus.detach(), rows, keys, normalize
     if torch.compiler.is_compiling():
-        request = Request("topk", query.device, *(query.dtype,) * 2, query.shape[1])
+        dtype = query.dtype
+        request = Request("topk", query.device, dtype, dtype, query.shape[1])
         return _traced(*arguments, choose(backend, request))
     return _pair_scores(*arguments, backend)
 
