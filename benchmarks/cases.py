@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-LOSSES = ("nt_xent", "info_nce", "clip")
-PRIMITIVES = ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")
-NAMES = LOSSES + PRIMITIVES
+from catalogue.losses import LOSSES, Goal
+from cl_kernels.statistics.table import STATISTICS
+
+PRIMITIVES = tuple(STATISTICS)
+NAMES = *LOSSES, *PRIMITIVES
 
 PLOTTED_WIDTH = 128
 OTHER_WIDTHS = (64, 256, 768, 1024)
@@ -31,8 +33,14 @@ class Case(NamedTuple):
     @property
     def embedding_rows(self) -> int:
         """Rows of all embeddings together: two sets, or one that meets itself."""
-        one_set = self.name in ("nt_xent", "self_logsumexp")
-        return self.rows if one_set else 2 * self.rows
+        return self.rows if self.of_one else 2 * self.rows
+
+    @property
+    def of_one(self) -> bool:
+        """Whether the similarity matrix is that of one set with itself."""
+        if self.name in LOSSES:
+            return LOSSES[self.name].views
+        return STATISTICS[self.name].of_one
 
     @property
     def matrix_bytes(self) -> int:
@@ -47,18 +55,8 @@ class Case(NamedTuple):
         return 3 * self.embedding_rows * self.width * 4 + 64 * MEGABYTE
 
 
-class Goal(NamedTuple):
-    """Time of forward + backward in units of the bare product; the floor is in operations."""
-
-    times_product: float
-    floor: float
-
-
-GOALS = {
-    Case("nt_xent", 8192, 128): Goal(2.6, 2),
-    Case("nt_xent", 8192, 768): Goal(2.4, 2),
-    Case("clip", 8192, 256): Goal(4.8, 4),
-    Case("info_nce", 8192, 256): Goal(4.8, 4),
+GOALS: dict[Case, Goal] = {
+    Case(name, *size): goal for name, case in LOSSES.items() for size, goal in case.goals.items()
 }
 
 # A 64 GB matrix: only what never makes it can run this.

@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import cl_kernels
-from benchmarks import eager
 from benchmarks.cases import Case
+from catalogue import eager
+from catalogue.losses import LOSSES
 
-TEMPERATURE = {"nt_xent": 0.5, "info_nce": 0.1}
-LOGIT_SCALE = 1 / 0.07
+LOGIT_SCALE = 1 / 0.07  # of the primitives
+TEMPERATURE = {name: case.typical for name, case in LOSSES.items() if case.inverted}
 
 
 def make_inputs(case: Case) -> list[Tensor]:
-    """The leaves that get a gradient: embeddings, for clip the learned scale as well."""
+    """The leaves that get a gradient: embeddings, and a scale where users learn it."""
     generator = torch.Generator().manual_seed(0)
-    halves = case.name == "nt_xent"
-    sets = 1 if case.name == "self_logsumexp" else 2
-    shape = case.rows // 2 if halves else case.rows, case.width
-    inputs = [torch.randn(shape, generator=generator) for _ in range(sets)]
-    if case.name not in TEMPERATURE:  # the others normalise by themselves
+    loss = LOSSES.get(case.name)
+    sets = 2 if loss or not case.of_one else 1
+    rows = case.rows // 2 if loss and loss.views else case.rows
+    inputs = [torch.randn(rows, case.width, generator=generator) for _ in range(sets)]
+    if loss is None or loss.trains_scale:  # the others normalise by themselves
         inputs = [F.normalize(x) for x in inputs]
-    if case.name == "clip":
-        inputs.append(torch.tensor(LOGIT_SCALE))
+    if loss and loss.trains_scale:
+        inputs.append(torch.tensor(loss.typical))
     return [x.requires_grad_() for x in inputs]
 
 
-def _constants(case: Case) -> tuple[float, ...]:
-    return () if case.name == "clip" else (TEMPERATURE.get(case.name, LOGIT_SCALE),)
-
-
-def _ours(case: Case) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    function = getattr(cl_kernels, case.name)
-    if case.name in TEMPERATURE:
-        return lambda *args: function(*args[:-1], temperature=args[-1])
-    return function
+def _called(case: Case, who: str) -> Callable[..., Any]:
+    """ "ours" or "eager", to be called with the inputs."""
+    loss = LOSSES.get(case.name)
+    if loss is None:
+        function = getattr(cl_kernels if who == "ours" else eager, case.name)
+        return lambda *inputs: function(*inputs, LOGIT_SCALE)
+    if loss.trains_scale:
+        return getattr(loss, who)
+    if who == "eager":
+        return lambda first, second: loss.eager(first, second, loss.typical)
+    return lambda first, second: loss.ours(first, second, **{loss.scale: loss.typical})
 
 
 def forward(case: Case, who: str, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """What "ours" or "eager" makes of the inputs, with its graph."""
-    function = _ours(case) if who == "ours" else getattr(eager, case.name)
-    outputs = function(*inputs, *_constants(case))
+    outputs = _called(case, who)(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

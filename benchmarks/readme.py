@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import grad_cache, mining
 from benchmarks.report import RESULTS, machine_line, report
 from benchmarks.search.report import report as search_report
+from catalogue.losses import table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -29,6 +30,9 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "mining": ("mining.json", lambda s: _with_machine(s, mining.report(s["mining"]))),
     "grad cache": ("grad_cache.json", lambda s: _with_machine(s, grad_cache.report(s["results"]))),
 }
+
+
+CATALOGUE = "catalogue"
 
 
 def markers(section: str) -> tuple[str, str]:
@@ -53,7 +57,7 @@ def tables(section: str, results: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    document = README.read_text()
+    document = insert(README.read_text(), CATALOGUE, table())
     for section in SECTIONS:
         document = insert(document, section, tables(section))
     README.write_text(document)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +12,61 @@ from cl_kernels.checks import as_scalar
 from cl_kernels.losses import clip, info_nce, nt_xent
 from cl_kernels.losses.common import Reduction, check_reduction
 from cl_kernels.losses.hardest import check_hardest
-from cl_kernels.pairs import Where
 
 
-class _Temperature(nn.Module):
-    def __init__(
-        self,
-        temperature: float | Tensor,
-        *,
-        normalize: bool,
-        reduction: Reduction,
-        backend: str | None,
-    ) -> None:
+class LossModule(nn.Module):
+    """A loss with its settings; what it is called with goes to the function.
+
+    A subclass names the function and, in order, the inputs that ``forward`` takes by position;
+    anything else the function takes is passed by its name.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    inputs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
-        as_scalar("temperature", temperature, inverted=True)
-        check_reduction(reduction)
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
-            self.register_buffer("temperature", temperature)
-        else:
-            self.temperature = temperature
-        self.normalize = normalize
-        self.reduction: Reduction = reduction
-        self.backend = backend
+        check_reduction(settings["reduction"])
+        self._settings = tuple(settings)
+        for name, value in settings.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        settings = {name: getattr(self, name) for name in self._settings}
+        return type(self).function(**self._named(inputs, options), **settings)
+
+    def _named(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+        """All that a call was given, by name."""
+        if len(inputs) > len(self.inputs):
+            raise TypeError(
+                f"{type(self).__name__}: expected at most {len(self.inputs)} inputs by position "
+                f"({', '.join(self.inputs)}), got {len(inputs)}"
+            )
+        named = dict(zip(self.inputs, inputs, strict=False))
+        for name in named:
+            if name in options:
+                raise TypeError(f"{type(self).__name__}: expected {name} once, got it twice")
+        return named | options
 
     def extra_repr(self) -> str:
-        return _settings(self, "temperature", "normalize", "reduction", "backend")
+        """Settings as they are passed; None, which leaves a choice to the call, is left out."""
+        values = {name: getattr(self, name) for name in self._settings}
+        return ", ".join(f"{name}={_shown(x)}" for name, x in values.items() if x is not None)
 
 
-class NTXentLoss(_Temperature):
-    """``nt_xent`` as a module.
+class NTXentLoss(LossModule):
+    """``nt_xent`` as a module: ``loss(view_0, view_1, negative_keys=None, *, where=())``.
 
     Args:
         temperature: A number, or an ``nn.Parameter`` (0-d) to learn it.
         normalize, reduction, backend: As in ``nt_xent``.
     """
+
+    function = nt_xent
+    inputs = "view_0", "view_1", "negative_keys"
 
     def __init__(
         self,
@@ -54,36 +76,24 @@ class NTXentLoss(_Temperature):
         reduction: Reduction = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__(temperature, normalize=normalize, reduction=reduction, backend=backend)
-
-    def forward(
-        self,
-        view_0: Tensor,
-        view_1: Tensor,
-        negative_keys: Tensor | None = None,
-        *,
-        where: Where = (),
-    ) -> Tensor:
-        return nt_xent(
-            view_0,
-            view_1,
-            self.temperature,
-            normalize=self.normalize,
-            negative_keys=negative_keys,
-            where=where,
-            reduction=self.reduction,
-            backend=self.backend,
+        as_scalar("temperature", temperature, inverted=True)
+        super().__init__(
+            temperature=temperature, normalize=normalize, reduction=reduction, backend=backend
         )
 
 
-class InfoNCELoss(_Temperature):
-    """``info_nce`` as a module.
+class InfoNCELoss(LossModule):
+    """``info_nce`` as a module: ``loss(query, positive_key, negative_keys=None, *, target=None,
+    negative_mask=None, where=())``.
 
     Args:
         temperature: A number, or an ``nn.Parameter`` (0-d) to learn it.
         normalize, in_batch_negatives, hardest, reduction, backend: As in ``info_nce``. ``hardest``
             may be set anew at any step, e.g. by a ``MiningSchedule``.
     """
+
+    function = info_nce
+    inputs = "query", "positive_key", "negative_keys"
 
     def __init__(
         self,
@@ -95,49 +105,28 @@ class InfoNCELoss(_Temperature):
         reduction: Reduction = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__(temperature, normalize=normalize, reduction=reduction, backend=backend)
+        as_scalar("temperature", temperature, inverted=True)
         check_hardest(hardest)
-        self.in_batch_negatives = in_batch_negatives
-        self.hardest = hardest
-
-    def extra_repr(self) -> str:
-        return _settings(
-            self,
-            "temperature", "normalize", "in_batch_negatives", "hardest", "reduction", "backend",
-        )  # fmt: skip
-
-    def forward(
-        self,
-        query: Tensor,
-        positive_key: Tensor,
-        negative_keys: Tensor | None = None,
-        *,
-        target: Tensor | None = None,
-        negative_mask: Tensor | None = None,
-        where: Where = (),
-    ) -> Tensor:
-        return info_nce(
-            query,
-            positive_key,
-            negative_keys,
-            temperature=self.temperature,
-            normalize=self.normalize,
-            in_batch_negatives=self.in_batch_negatives,
-            target=target,
-            negative_mask=negative_mask,
-            where=where,
-            hardest=self.hardest,
-            reduction=self.reduction,
-            backend=self.backend,
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            in_batch_negatives=in_batch_negatives,
+            hardest=hardest,
+            reduction=reduction,
+            backend=backend,
         )
 
 
-class ClipLoss(nn.Module):
-    """``clip`` as a module, called as open_clip calls its loss.
+class ClipLoss(LossModule):
+    """``clip`` as a module, called as open_clip calls its loss: ``loss(image_features,
+    text_features, logit_scale, logit_bias=None, output_dict=False)``.
 
     Args:
         normalize, reduction, backend: As in ``clip``.
     """
+
+    function = clip
+    inputs = "image_features", "text_features", "logit_scale", "logit_bias", "output_dict"
 
     def __init__(
         self,
@@ -146,40 +135,14 @@ class ClipLoss(nn.Module):
         reduction: Reduction = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.normalize = normalize
-        self.reduction: Reduction = reduction
-        self.backend = backend
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
 
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor,
-        logit_bias: float | Tensor | None = None,
-        output_dict: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """The loss, or ``{"contrastive_loss": loss}`` if ``output_dict``."""
-        loss = clip(
-            image_features,
-            text_features,
-            logit_scale,
-            logit_bias,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            backend=self.backend,
-        )
-        return {"contrastive_loss": loss} if output_dict else loss
-
-    def extra_repr(self) -> str:
-        return _settings(self, "normalize", "reduction", "backend")
-
-
-def _settings(module: nn.Module, *names: str) -> str:
-    """Settings as they are passed; None, which leaves a choice to the call, is left out."""
-    values = {name: getattr(module, name) for name in names}
-    return ", ".join(f"{name}={_shown(x)}" for name, x in values.items() if x is not None)
+        options = self._named(inputs, options)
+        as_dict = options.pop("output_dict", False)
+        loss = super().forward(**options)
+        return {"contrastive_loss": loss} if as_dict else loss
 
 
 def _shown(value: Any) -> str:

@@ -6,13 +6,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import cl_kernels
+from catalogue import textbook
+from catalogue.losses import LOSSES
 from cl_kernels import PairFilter
 from cl_kernels._dispatch import Request
-from python_tests import textbook
 
 PRIMITIVES = ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")
-LOSSES = ("nt_xent", "info_nce", "clip")
-SCALE_ARGUMENT = {"nt_xent": "temperature", "info_nce": "temperature", "clip": "logit_scale"}
 TEMPERATURES = (0.005, 0.02, 0.07, 0.5, 1.0, -0.005, -0.07, -1.0)
 
 # Values: see assert_values. Gradients: Frobenius norm of the error relative to the truth's.
@@ -96,11 +95,10 @@ def statistics(primitive, query, key, scale, **options):
     return results if isinstance(results, tuple) else (results,)
 
 
-def call_loss(loss, first, second, scale, module=cl_kernels, **options):
-    """A loss of ours, or the textbook's, by name; rows are normalized unless told otherwise."""
-    scale = scale if loss == "clip" else 1 / scale
-    options = {"normalize": True, SCALE_ARGUMENT[loss]: scale} | options
-    return getattr(module, loss)(first, second, **options)
+def call_loss(loss, first, second, scale, form="ours", **options):
+    """One form of a loss by name; rows are normalized unless told otherwise."""
+    case = LOSSES[loss]
+    return case.call(getattr(case, form), first, second, scale, **options)
 
 
 def leaf(x, trained, dtype=None):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 
-from python_tests import textbook
+from catalogue import textbook
 
 REASONS = (
     "positive",

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import cl_kernels
-from cl_kernels import _dispatch
-from cl_kernels import _libraries
+from cl_kernels import _dispatch, _libraries
 from cl_kernels.backends import BACKENDS, backend_module
 from python_tests.helpers import a_request, embeddings, unit_rows
 
@@ -231,7 +230,12 @@ class TestExplain:
         )
         (plan,) = explanation.plans
         call = plan.call
-        assert (call.primitive, call.M, call.N, call.request.width) == ("row_col_logsumexp", 1000, 3000, 8)
+        assert (call.primitive, call.M, call.N, call.request.width) == (
+            "row_col_logsumexp",
+            1000,
+            3000,
+            8,
+        )
         assert plan.dense_bytes == 1000 * 3000 * 4
         assert plan.statistics_bytes == 4 * (1000 + 3000)
         assert plan.flops == (2 * 1000 * 3000 * 8, 3 * 2 * 1000 * 3000 * 8)

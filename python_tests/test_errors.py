@@ -271,14 +271,6 @@ class TestFilters:
 
 class TestOptions:
     @pytest.mark.parametrize("call", [row, row_col, gram])
-    @pytest.mark.parametrize(
-        ("name", "value"), [("below", X[:, 0]), ("key_bias", Y[:, 0]), ("guide", (X, Y))]
-    )
-    def test_not_built_yet(self, call, name, value):
-        with pytest.raises(NotImplementedError, match=f"{name}: .*not built yet"):
-            call(**{name: value})
-
-    @pytest.mark.parametrize("call", [row, row_col, gram])
     @pytest.mark.parametrize("value", [torch.int8, torch.float8_e4m3fn, "float32"], ids=str)
     def test_compute_dtype(self, call, value):
         refused(TypeError, call, "compute_dtype", value, "torch.float32", value)
@@ -290,7 +282,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("call", [row, gram, nt_xent, info_nce, clip])
     def test_backend(self, call):
-        refused(ValueError, call, "backend", "fastest", "one of reference, chunked", "fastest")
+        refused(ValueError, call, "backend", "fastest", "one of native, triton", "fastest")
 
 
 def test_pair_logits():

@@ -9,8 +9,8 @@ from torch import nn
 import cl_kernels
 from benchmarks.grad_cache import measure_fresh, report
 from benchmarks.memory import can_measure
+from catalogue import textbook
 from cl_kernels.grad_cache import GradCache, grad_cache_step
-from python_tests import textbook
 from python_tests.towers import (
     CHUNK,
     EXACT,

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from catalogue import textbook
 from cl_kernels.grad_cache import GradCache
-from python_tests import textbook
 
 RANKS, ROWS, WIDTH = 2, 10, 6  # rows of each rank
 EXACT = {"rtol": 1e-11, "atol": 1e-14}

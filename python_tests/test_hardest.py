@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import cl_kernels
+from catalogue import textbook
 from cl_kernels import InfoNCELoss, PairFilter
-from python_tests import textbook
 from python_tests.helpers import assert_frobenius, frobenius, leaf, views
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")

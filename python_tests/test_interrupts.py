@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 import cl_kernels
 from cl_kernels._ops import overload
+from cl_kernels.calls import Call
+from cl_kernels.pairs import Pairs
 
 PATIENCE = 15
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -40,10 +42,10 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         (x,) = ctx.saved_tensors
-        statistics = grads[0].contiguous(), torch.zeros(len(x))
-        options = [], [], [], None, None, None, None, x.dtype, None
+        statistics = [grads[0].contiguous()], [torch.zeros(len(x))]
+        call = Call(Pairs(), x.dtype, None).arguments
         compute = overload("self_logsumexp_backward", "native")
-        return compute(*statistics, x, torch.tensor(1.0), *options)[0]
+        return compute(*statistics, x, None, torch.tensor(1.0), *call, [True, False])[0]
 
 calls = {
     "nt_xent": lambda: cl_kernels.nt_xent(x, x, backend="native"),
@@ -52,7 +54,7 @@ calls = {
     "mean_key": lambda: cl_kernels.row_logsumexp(leaf, x, backend="native"),
     "backward": lambda: Backward.apply(leaf).sum().backward(),
     "topk": lambda: overload("topk", "native")(
-        x, x, 10, None, None, [], [], [], None, None, None, None
+        x, x, 10, None, None, None, None, *Pairs()
     ),
     "compiled": lambda: compiled(x),
 }

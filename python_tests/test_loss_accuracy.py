@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import cl_kernels
-from python_tests import textbook
+from catalogue import textbook
 from python_tests.helpers import LOSSES, assert_frobenius, call_loss, frobenius, leaf, views
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
@@ -62,14 +62,14 @@ def small_loss(loss, first, second, normalize):
 def test_half_types_are_no_worse_than_eager(backend, loss, dtype, scale):
     first, second = views(200, 64, dtype)
 
-    def evaluate(module, dtype, **options):
+    def evaluate(form, dtype, **options):
         leaves = leaf(first, True, dtype), leaf(second, True, dtype)
-        value = call_loss(loss, *leaves, scale, module, **options)
+        value = call_loss(loss, *leaves, scale, form, **options)
         return value, *torch.autograd.grad(value, leaves)
 
-    ours = evaluate(cl_kernels, dtype, backend=backend)
-    eager = evaluate(textbook, dtype)
-    truth = evaluate(textbook, torch.float64)
+    ours = evaluate("ours", dtype, backend=backend)
+    eager = evaluate("textbook", dtype)
+    truth = evaluate("textbook", torch.float64)
     assert ours[0].dtype == torch.float32
     assert ours[1].dtype == dtype
     for mine, theirs, exact in zip(ours, eager, truth, strict=True):
@@ -82,7 +82,7 @@ def test_autocast_rounds_only_the_tile_products(backend, loss):
     exact = call_loss(loss, first, second, 10.0, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = call_loss(loss, first, second, 10.0, backend=backend)
-        eager = call_loss(loss, first, second, 10.0, textbook)
+        eager = call_loss(loss, first, second, 10.0, "textbook")
     assert mixed.dtype == torch.float32
     assert mixed != exact
     assert (mixed - exact).abs() <= (eager - exact).abs()
@@ -98,7 +98,7 @@ def test_float16_gradients_of_a_large_batch(backend, loss):
     first, second = (torch.randn(rows, 8).half() for _ in range(2))
     reference = leaf(first, True, torch.float64)
     (truth,) = torch.autograd.grad(
-        call_loss(loss, reference, second.double(), 2.0, textbook), reference
+        call_loss(loss, reference, second.double(), 2.0, "textbook"), reference
     )
     x = leaf(first, True)
     (grad,) = torch.autograd.grad(call_loss(loss, x, second, 2.0, backend=backend), x)

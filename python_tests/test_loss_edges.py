@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import cl_kernels
+from catalogue import textbook
 from cl_kernels import PairFilter
-from python_tests import textbook
-from python_tests.helpers import LOSSES, SCALE_ARGUMENT, call_loss, views
+from python_tests.helpers import LOSSES, call_loss, views
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 each_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -18,7 +18,7 @@ D = 24
 def test_empty_batch(backend, loss, reduction):
     first, second = (torch.empty(0, 4, requires_grad=True) for _ in range(2))
     temperature = torch.tensor(0.5, requires_grad=True)
-    options = {SCALE_ARGUMENT[loss]: temperature, "reduction": reduction, "backend": backend}
+    options = {LOSSES[loss].scale: temperature, "reduction": reduction, "backend": backend}
     result = getattr(cl_kernels, loss)(first, second, **options)
     assert result.shape == ((0,) if reduction == "none" else ())
     assert (result == 0).all()

@@ -1,16 +1,11 @@
 """Losses against their textbook N x N forms in float64."""
 
-import itertools
-
 import pytest
 import torch
 
 import cl_kernels
-from cl_kernels import PairFilter
-from python_tests import textbook
 from python_tests.helpers import (
     LOSSES,
-    SCALE_ARGUMENT,
     assert_frobenius,
     call_loss,
     leaf,
@@ -23,79 +18,20 @@ each_loss = pytest.mark.parametrize("loss", LOSSES)
 B, D = 70, 24
 
 
-def labels(rows, classes=6):
-    return torch.arange(rows) * 7 % classes
+CASES = [(loss, options) for loss, case in LOSSES.items() for options in case.options]
 
 
-def same_class_out(rows, columns=None):
-    columns = rows if columns is None else columns
-    return PairFilter(labels(rows), labels(columns), "different")
-
-
-def options_of(loss, case):
-    """Keyword arguments by name; tensors among them are trained as well."""
-    queue, own = torch.randn(33, D), torch.randn(B, 5, D)
-    target = torch.arange(B) * 3 % (B - 4)
-    return {
-        "nt_xent": {
-            "plain": {},
-            "queue": {"negative_keys": queue},
-            "where": {"where": same_class_out(2 * B)},
-            "queue and where": {"negative_keys": queue, "where": [same_class_out(2 * B)]},
-        },
-        "info_nce": {
-            "plain": {},
-            "shared": {"negative_keys": queue},
-            "own": {"negative_keys": own},
-            "one own": {"negative_keys": own[:, :1]},
-            "shared and batch": {"negative_keys": queue, "in_batch_negatives": True},
-            "own and batch": {"negative_keys": own, "in_batch_negatives": True},
-            "target": {"target": target},
-            "int32 target, queue": {"target": target.int(), "negative_keys": queue},
-            "where": {"where": same_class_out(B)},
-            "where on the queue": {
-                "negative_keys": queue,
-                "where": (same_class_out(B, 33), PairFilter(labels(B, 3), labels(33, 3), "same")),
-            },
-            "where and target": {"target": target, "where": same_class_out(B)},
-        },
-        "clip": {"plain": {}, "bias": {"logit_bias": torch.tensor(-10.0)}},
-    }[loss][case]
-
-
-CASES = [
-    *itertools.product(["nt_xent"], ["plain", "queue", "where", "queue and where"]),
-    *itertools.product(
-        ["info_nce"],
-        [
-            "plain",
-            "shared",
-            "own",
-            "one own",
-            "shared and batch",
-            "own and batch",
-            "target",
-            "int32 target, queue",
-            "where",
-            "where on the queue",
-            "where and target",
-        ],
-    ),
-    *itertools.product(["clip"], ["plain", "bias"]),
-]
-
-
-def evaluate(module, loss, first, second, scale, options, dtype, **more):
-    """Loss, and gradients by name, of one form: ours or the textbook's."""
+def evaluate(form, loss, first, second, scale, options, dtype, **more):
+    """Loss, and gradients by name, of one form: "ours" or the "textbook"."""
+    case = LOSSES[loss]
     leaves = {"first": leaf(first, True, dtype), "second": leaf(second, True, dtype)}
-    temperature = scale if loss == "clip" else 1 / scale
-    leaves["temperature"] = leaf(torch.tensor(temperature), True, dtype)
+    leaves["scale"] = leaf(torch.tensor(case.argument(scale)), True, dtype)
     for name, value in options.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             leaves[name] = leaf(value, True, dtype)
     options = options | {name: leaves[name] for name in leaves if name in options}
-    options |= {SCALE_ARGUMENT[loss]: leaves["temperature"]} | more
-    result = getattr(module, loss)(leaves["first"], leaves["second"], **options)
+    options |= {case.scale: leaves["scale"]} | more
+    result = getattr(case, form)(leaves["first"], leaves["second"], **options)
     torch.manual_seed(1)
     upstream = torch.randn(result.shape).to(result.dtype) if result.dim() else None
     grads = torch.autograd.grad(result, list(leaves.values()), upstream)
@@ -105,9 +41,11 @@ def evaluate(module, loss, first, second, scale, options, dtype, **more):
 def check(loss, first, second, scale, options, *, backend, **more):
     """The float32 rule; ``scale`` is kept exactly representable, temperatures follow from it."""
     ours, grads = evaluate(
-        cl_kernels, loss, first, second, scale, options, None, backend=backend, **more
+        "ours", loss, first, second, scale, options, None, backend=backend, **more
     )
-    truth, expected = evaluate(textbook, loss, first, second, scale, options, torch.float64, **more)
+    truth, expected = evaluate(
+        "textbook", loss, first, second, scale, options, torch.float64, **more
+    )
     assert ours.shape == truth.shape
     assert ours.dtype == torch.float32
     size = max(1, abs(scale))
@@ -130,7 +68,7 @@ def check(loss, first, second, scale, options, *, backend, **more):
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalize", "as they come"])
 @pytest.mark.parametrize(("loss", "case"), CASES)
 def test_textbook(backend, loss, case, normalize, reduction, scale):
-    options = options_of(loss, case)
+    options = LOSSES[loss].options[case](B, D)
     first, second = views(B)
     if not normalize:
         first, second = unit_rows(B, D) * 1.2, unit_rows(B, D)
@@ -192,7 +130,7 @@ def test_the_same_tensor_on_both_sides(backend, loss):
     """Its two gradients add up."""
     x = torch.randn(20, 8, dtype=torch.float64, requires_grad=True)
     value = call_loss(loss, x, x, 5.0, backend=backend)
-    truth = call_loss(loss, x, x, 5.0, textbook)
+    truth = call_loss(loss, x, x, 5.0, "textbook")
     torch.testing.assert_close(value, truth)
     torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(truth, x))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import cl_kernels
+from catalogue import textbook
 from cl_kernels import PairFilter
-from python_tests import textbook
 from python_tests.helpers import (
     LOSSES,
     PRIMITIVES,

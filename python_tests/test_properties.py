@@ -5,11 +5,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cl_kernels
+from catalogue import textbook
 from cl_kernels import PairFilter
-from python_tests import textbook
 from python_tests.helpers import (
+    LOSSES,
     PRIMITIVES,
-    SCALE_ARGUMENT,
     assert_frobenius,
     check_primitive,
     embeddings,
@@ -79,7 +79,7 @@ def test_losses(backend, data, seed):
     options = {"normalize": data.draw(st.booleans())}
     options["reduction"] = data.draw(st.sampled_from(["mean", "sum", "none"]))
     temperature = data.draw(TEMPERATURES)
-    options[SCALE_ARGUMENT[loss]] = 1 / temperature if loss == "clip" else temperature
+    options[LOSSES[loss].scale] = LOSSES[loss].argument(1 / temperature)
     queue = torch.randn(K, D, dtype=torch.float64)
     if loss == "nt_xent":
         options["where"] = data.draw(pair_filters(2 * B, 2 * B))[:1]

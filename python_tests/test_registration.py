@@ -71,9 +71,13 @@ def loss_arguments(operation, dtype, reduction="mean"):
             if operation == "contrast":
                 yield [*inputs, reduction, needs]
             else:
-                directions = 1 if STATISTICS[statistic].sides == "row" else 2
                 grad = torch.randn(rows, dtype=scale.dtype)
-                yield [grad, torch.randn(directions + 1, 7, dtype=scale.dtype), *inputs, needs]
+                yield [
+                    grad,
+                    torch.randn(STATISTICS[statistic].directions + 1, 7, dtype=scale.dtype),
+                    *inputs,
+                    needs,
+                ]
 
 
 @pytest.mark.parametrize("operation", STATISTIC_OPERATIONS)

@@ -8,6 +8,7 @@ import torch
 
 import cl_kernels
 from cl_kernels import PairFilter, topk
+from cl_kernels.pairs import Pairs
 from cl_kernels.search import scan, stream
 from cl_kernels.search.scores import nothing_found
 from python_tests.helpers import operator
@@ -255,10 +256,11 @@ def test_opcheck(backend, dtype):
     query, key = some(dtype=dtype)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     numbers = {n: torch.rand(n, dtype=accumulator) for n in (6, 11)}
-    plain = (query, key, 3, None, None, [], [], [], None, None, None, None)
+    plain = (query, key, 3, None, None, None, None, *Pairs())
     filters = [torch.arange(6) % 2], [torch.arange(11) % 2], [True]
     lists = torch.arange(7), torch.arange(6)
-    full = (query, key, 3, numbers[6], numbers[11], *filters, *lists, numbers[6], -numbers[6])
+    bounds = numbers[6], -numbers[6]
+    full = (query, key, 3, numbers[6], numbers[11], *lists, *filters, *bounds)
     for arguments in (plain, full):
         torch.library.opcheck(operator("topk", backend), arguments)
 

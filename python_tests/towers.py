@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from python_tests import textbook
+from catalogue import textbook
 
 ROWS, WIDTH, CHUNK = 22, 6, 4  # four chunks of 4 rows, two of 3
 EXACT = {"rtol": 1e-12, "atol": 1e-14}

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import contestants, eager
+from benchmarks import contestants
 from benchmarks.cases import Case
 from benchmarks.contestants import LOGIT_SCALE, TEMPERATURE
 from benchmarks.gpu.cases import GpuCase
+from catalogue import eager
 
 Step = Callable[[], Any]
 PEERS = {

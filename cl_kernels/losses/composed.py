@@ -111,7 +111,7 @@ class Step:
         c, query = self.c, self.sides.query.rows
         first, second = self.sides.positives
         values = forward(c.of_rows, c.backend, query, self.sides.keys, self.scale, c.call)
-        negatives = torch.cat(values).view(-1, first.shape[0])  # [directions, B]
+        negatives = torch.cat(values).view(c.of_rows.directions, first.shape[0])  # [directions, B]
         if self.sides.further is not None:
             further = self._further_statistic(query, self.sides.further.rows, needs)
             negatives = torch.logaddexp(negatives, further.view_as(negatives))

@@ -40,11 +40,10 @@ def _gradients_fake(first, second, negative_keys, statistic: str, needs):
 
 def _contrast_fake(first, second, negative_keys, scale, *arguments):
     *_, statistic, _, _, reduction, needs = arguments
-    directions = 1 if STATISTICS[statistic].sides == "row" else 2
     wanted = (False,) * 4 if reduction == "none" else needs
     return (
         new_like(first, *((_rows(statistic, first),) if reduction == "none" else ())),
-        new_like(first, directions + 1, first.shape[0]),
+        new_like(first, STATISTICS[statistic].directions + 1, first.shape[0]),
         *_gradients_fake(first, second, negative_keys, statistic, wanted),
     )
 

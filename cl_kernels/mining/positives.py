@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels._dispatch import Request, choose
+from cl_kernels._dispatch import choose
 from cl_kernels._ops import define
 from cl_kernels._precision import accumulator
-from cl_kernels.pairs import PairFilter
+from cl_kernels.calls import Call, request_of
+from cl_kernels.pairs import PairFilter, Pairs
 from cl_kernels.search import topk
 
 _PAIRS = 256  # their products with one another are computed, for the diagonal
@@ -32,8 +33,7 @@ def pair_scores(
     """
     arguments = query.detach(), corpus.detach(), rows, keys, normalize
     if torch.compiler.is_compiling():
-        dtype = query.dtype
-        request = Request("topk", query.device, dtype, dtype, query.shape[1])
+        request = request_of("topk", query, Call(Pairs(), query.dtype, None))
         return _traced(*arguments, choose(backend, request))
     return _pair_scores(*arguments, backend)
 

@@ -44,6 +44,11 @@ class Statistic(NamedTuple):
         return self.sides == "self"
 
     @property
+    def directions(self) -> int:
+        """Values for each pair of rows that belong together: of matching pairs, or of two views."""
+        return 1 if self.sides == "row" else 2
+
+    @property
     def has_weighted_key(self) -> bool:
         return self.sides == "row" and self.fold.weighted_key
 

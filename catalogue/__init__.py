@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: every loss, its textbook form and its eager form."""
