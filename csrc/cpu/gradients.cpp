@@ -1,11 +1,9 @@
 #include "visits.h"
 
 namespace cl::cpu {
-namespace {
 
-// Multiplies the gradient by the scale; returns <rows, gradient> of before, added in fixed order.
 template <class T>
-double finish(const Embeddings<T>& rows, T* grad, T scale) {
+double scale_gradient(const Embeddings<T>& rows, T* grad, T scale) {
   constexpr int64_t block = 64, grain = 32768;  // numbers a thread takes at least
   const int64_t width = rows.width(), blocks = (rows.rows() + block - 1) / block;
   std::vector<double> partial(blocks);
@@ -24,8 +22,6 @@ double finish(const Embeddings<T>& rows, T* grad, T scale) {
   for (const double p : partial) sum += p;
   return sum;
 }
-
-}  // namespace
 
 template <class Fold, class T>
 void gradients(const Loop<T>& loop, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
@@ -58,11 +54,13 @@ void gradients(const Loop<T>& loop, Upstream<T> row, Upstream<T> col, T* grad_qu
   });
 
   double inner = 0;  // the same by either gradient
-  if (grad_key) inner = finish(loop.key(), grad_key, loop.scale());
-  if (grad_query) inner = finish(loop.query(), grad_query, loop.scale());
+  if (grad_key) inner = scale_gradient(loop.key(), grad_key, loop.scale());
+  if (grad_query) inner = scale_gradient(loop.query(), grad_query, loop.scale());
   *grad_scale = static_cast<T>(is_self ? inner / 2 : inner);
 }
 
+template double scale_gradient(const Embeddings<float>&, float*, float);
+template double scale_gradient(const Embeddings<double>&, double*, double);
 template void gradients<LogSumExp<float>>(const Loop<float>&, Upstream<float>, Upstream<float>,
                                           float*, float*, float*);
 template void gradients<LogSumExp<double>>(const Loop<double>&, Upstream<double>, Upstream<double>,

@@ -43,4 +43,11 @@ inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {
   return result;
 }
 
+template <class T>
+Tensor scalar(const Tensor& like, T value) {
+  Tensor result = empty(like, {});
+  *mutable_data<T>(result) = value;
+  return result;
+}
+
 }  // namespace cl::cpu

@@ -28,4 +28,9 @@ template <class Fold, class T = typename Fold::Number>
 void gradients(const Loop<T>& loop, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
                T* grad_scale);
 
+// Multiplies a gradient [rows, width] by the scale; returns <rows, gradient> of before, added in a
+// fixed order, where a zero of the gradient gives zero.
+template <class T>
+double scale_gradient(const Embeddings<T>& rows, T* grad, T scale);
+
 }  // namespace cl::cpu

@@ -5,6 +5,7 @@
 
 #include "../cpu/exp.h"
 #include "../cpu/schedule.h"
+#include "../epilogues.h"
 #include "arrays.h"
 
 namespace cl::cpu {
@@ -159,6 +160,18 @@ void bind_exp(py::module_& m) {
   });
 }
 
+// (value, by negatives, by positive) of each epilogue, by name.
+template <class T>
+void bind_epilogues(py::module_& m, const char* name) {
+  py::dict epilogues;
+  for (const Epilogue<T>& epilogue : kEpilogues<T>)
+    epilogues[epilogue.name] = py::cpp_function([epilogue](T negatives, T positive) {
+      const auto [by_negatives, by_positive] = epilogue.pulls(negatives, positive);
+      return py::make_tuple(epilogue.value(negatives, positive), by_negatives, by_positive);
+    });
+  m.attr(name) = epilogues;
+}
+
 // (row, col, row_turn, col_turn) for every index; None for a bye.
 template <class Schedule>
 py::list tiles(const Schedule& schedule) {
@@ -182,6 +195,8 @@ PYBIND11_MODULE(cl_testing, m) {
   bind_kernels<double>(m, "TileKernels64");
   bind_exp<float>(m);
   bind_exp<double>(m);
+  bind_epilogues<float>(m, "EPILOGUES32");
+  bind_epilogues<double>(m, "EPILOGUES64");
   bind_selection(m);
   m.def("tournament", [](int64_t blocks) { return tiles(Tournament(blocks)); });
   m.def("latin_square", [](int64_t rows, int64_t cols) { return tiles(LatinSquare(rows, cols)); });

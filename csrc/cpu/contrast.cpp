@@ -1,0 +1,154 @@
+#include "contrast.h"
+
+namespace cl::cpu {
+namespace {
+
+template <class T>
+Rows<T> rows_of_queries(const ContrastInputs& inputs) {
+  if (inputs.is_self()) return Rows<T>({&inputs.first, &inputs.second}, inputs.normalize);
+  return Rows<T>({&inputs.first}, inputs.normalize);
+}
+
+template <class T>
+std::optional<Rows<T>> rows_of_keys(const ContrastInputs& inputs) {
+  if (inputs.is_self()) return std::nullopt;
+  return Rows<T>({&inputs.second}, inputs.normalize);
+}
+
+template <class T>
+TileLoop<T> loop_of(const Rows<T>& query, const std::optional<Rows<T>>& key, T scale,
+                    const Call& call) {
+  const Embeddings<T> queries = query.embeddings(call.compute_dtype);
+  if (!key) return TileLoop<T>(queries, scale, call.pairs);
+  return TileLoop<T>(queries, key->embeddings(call.compute_dtype), scale, call.pairs);
+}
+
+Tensor zeros_if(bool needed, const Tensor& like, int64_t rows) {
+  return needed ? zeros(like, {rows, like.size(1)}) : empty(like, {0});
+}
+
+template <class T>
+T* data_if(bool needed, Tensor& x) {
+  return needed ? mutable_data<T>(x) : nullptr;
+}
+
+}  // namespace
+
+template <class Fold>
+Contrast<Fold>::Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilogue,
+                         const ContrastNeeds& needs)
+    : inputs_(inputs),
+      epilogue_(epilogue),
+      needs_(needs),
+      scale_(*data<T>(inputs.scale)),
+      query_(rows_of_queries<T>(inputs)),
+      key_(rows_of_keys<T>(inputs)),
+      loop_(loop_of(query_, key_, scale_, inputs.call)) {
+  if (inputs.negative_keys)
+    negative_keys_.emplace(query_, *inputs.negative_keys, scale_, inputs.call.compute_dtype,
+                           inputs.normalize);
+}
+
+template <class Fold>
+void Contrast<Fold>::make_statistics(T* statistics) {
+  const int64_t batch = inputs_.batch(), width = query_.width();
+  T* const similarity = statistics + inputs_.directions() * batch;
+  T* const col = inputs_.sides == ContrastSides::row_col ? statistics + batch : nullptr;
+  fold<Fold>(loop_, {statistics, nullptr}, {col, nullptr});
+  if (negative_keys_) negative_keys_->add_to(statistics, needs_.any() && !needs_.negative_keys);
+  for_each_row(batch, width, [&](int64_t i) {
+    similarity[i] = tile_kernels<T>().dot(first_row(i), second_row(i), width);
+  });
+}
+
+// Calls f(r, i, loss, share, positive) for every statistic r of the negatives: of pair i, whose
+// positive's logit is given, and a share of one of the losses.
+template <class Fold>
+template <class F>
+void Contrast<Fold>::each_statistic(const T* statistics, const F& f) const {
+  const int64_t batch = inputs_.batch(), directions = inputs_.directions();
+  const T* const similarity = statistics + directions * batch;
+  const T share = inputs_.is_self() ? T(1) : T(1) / static_cast<T>(directions);
+  for (int64_t d = 0; d < directions; ++d)
+    for (int64_t i = 0; i < batch; ++i) {
+      const int64_t r = d * batch + i;
+      f(r, i, inputs_.is_self() ? r : i, share, scale_ * similarity[i]);
+    }
+}
+
+template <class Fold>
+void Contrast<Fold>::make_losses(const T* statistics, T* losses) const {
+  std::fill_n(losses, inputs_.losses(), T(0));
+  each_statistic(statistics, [&](int64_t r, int64_t, int64_t loss, T share, T positive) {
+    losses[loss] += share * epilogue_.value(statistics[r], positive);
+  });
+}
+
+template <class Fold>
+auto Contrast<Fold>::pull(const T* statistics, LossGradient<T> grad) const -> Pulled {
+  const int64_t batch = inputs_.batch();
+  Pulled result{std::vector<T>(inputs_.directions() * batch), std::vector<T>(batch)};
+  each_statistic(statistics, [&](int64_t r, int64_t i, int64_t loss, T share, T positive) {
+    const auto [by_negatives, by_positive] = epilogue_.pulls(statistics[r], positive);
+    result.negatives[r] = share * grad[loss] * by_negatives;
+    result.positive[i] += share * grad[loss] * by_positive;
+  });
+  return result;
+}
+
+template <class Fold>
+ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T> grad) {
+  const bool is_self = inputs_.is_self();
+  const int64_t batch = inputs_.batch();
+  const bool need_first = needs_.first || (is_self && needs_.second);
+  const bool need_second = needs_.second && !is_self;
+  const bool by_query = is_self || needs_.first || !needs_.second;  // <query, grad> is the scale's
+  const Pulled pulled = pull(statistics, grad);
+  Tensor first = zeros_if(by_query, inputs_.first, query_.count());
+  Tensor second = zeros_if(need_second, inputs_.second, batch);
+  Tensor negative_keys = empty(inputs_.first, {0});
+  T* const grad_first = data_if<T>(by_query, first);
+  T* const grad_second = data_if<T>(need_second, second);
+
+  const Upstream<T> row{pulled.negatives.data(), statistics};
+  Upstream<T> col{};
+  if (inputs_.sides == ContrastSides::row_col) col = row.from(batch);
+  T of_scale = 0;
+  loop_.isolate_nonfinite();
+  cl::cpu::gradients<Fold>(loop_, row, col, grad_first, grad_second, &of_scale);
+  double grad_scale = of_scale;
+  if (negative_keys_) {
+    const Tensor& keys = *inputs_.negative_keys;
+    negative_keys = zeros_if(needs_.negative_keys, keys, keys.size(0));
+    grad_scale += negative_keys_->add_gradients(row, grad_first,
+                                                data_if<T>(needs_.negative_keys, negative_keys));
+  }
+  const T* const similarity = statistics + inputs_.directions() * batch;
+  for (int64_t i = 0; i < batch; ++i) grad_scale += pulled.positive[i] * similarity[i];
+  add_positives(pulled, grad_first, is_self ? grad_first + batch * query_.width() : grad_second);
+  if (!need_first) first = empty(inputs_.first, {0});
+  return {first, second, negative_keys, scalar(inputs_.first, static_cast<T>(grad_scale))};
+}
+
+// And takes the gradients back through the normalisation.
+template <class Fold>
+void Contrast<Fold>::add_positives(const Pulled& pulled, T* grad_first, T* grad_second) const {
+  const int64_t batch = inputs_.batch(), width = query_.width();
+  for_each_row(batch, width, [&](int64_t i) {
+    const T pull = scale_ * pulled.positive[i];
+    if (grad_first) {
+      tile_kernels<T>().combine(T(1), grad_first + i * width, pull, second_row(i), width);
+      query_.unnormalize(i, grad_first + i * width);
+    }
+    if (grad_second) {
+      tile_kernels<T>().combine(T(1), grad_second + i * width, pull, first_row(i), width);
+      key_ ? key_->unnormalize(i, grad_second + i * width)
+           : query_.unnormalize(batch + i, grad_second + i * width);
+    }
+  });
+}
+
+template class Contrast<LogSumExp<float>>;
+template class Contrast<LogSumExp<double>>;
+
+}  // namespace cl::cpu

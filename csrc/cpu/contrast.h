@@ -1,0 +1,92 @@
+// The composition that most losses are, cl_kernels/losses/composed.py, in one call: at small
+// batches torch's bookkeeping between its steps would cost more than their arithmetic.
+#pragma once
+#include <optional>
+#include <string_view>
+
+#include "../epilogues.h"
+#include "negative_keys.h"
+
+namespace cl::cpu {
+
+// What the statistic of the negatives is of, and with whom the positive is a pair: the 2B stacked
+// rows of two views, each with the same row of the other; or B queries, with the key of the same
+// number, and in "row_col" the keys as well.
+enum class ContrastSides { self, row, row_col };
+
+struct ContrastInputs {
+  const Tensor &first, &second;                // [B, D]
+  const std::optional<Tensor>& negative_keys;  // [K, D]
+  const Tensor& scale;
+  const Call& call;
+  ContrastSides sides;
+  bool normalize;
+
+  bool is_self() const { return sides == ContrastSides::self; }
+  int64_t batch() const { return first.size(0); }
+  int64_t directions() const { return sides == ContrastSides::row ? 1 : 2; }
+  int64_t losses() const { return is_self() ? 2 * batch() : batch(); }
+};
+
+struct ContrastNeeds {
+  bool first, second, negative_keys, scale;
+
+  bool any() const { return first || second || negative_keys || scale; }
+};
+
+// What is not needed is empty; those of two views stand stacked in the first's place.
+struct ContrastGradients {
+  Tensor first, second, negative_keys, scale;
+};
+
+// The gradient with respect to each loss, or to every loss alike.
+template <class T>
+struct LossGradient {
+  const T* each;
+  T all;
+
+  T operator[](int64_t i) const { return each ? each[i] : all; }
+};
+
+template <class Fold>
+class Contrast {
+  using T = typename Fold::Number;
+
+ public:
+  Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilogue, const ContrastNeeds& needs);
+
+  // Those of the negatives in each direction and the similarities of the positives:
+  // [directions + 1, B].
+  void make_statistics(T* statistics);
+
+  void make_losses(const T* statistics, T* losses) const;
+
+  ContrastGradients gradients(const T* statistics, LossGradient<T> grad);
+
+ private:
+  // Gradients with respect to the negatives' statistics and to the positives' logits.
+  struct Pulled {
+    std::vector<T> negatives, positive;  // [directions, B], [B]
+  };
+
+  const T* first_row(int64_t i) const { return query_.row(i); }
+  const T* second_row(int64_t i) const {
+    return key_ ? key_->row(i) : query_.row(inputs_.batch() + i);
+  }
+
+  template <class F>
+  void each_statistic(const T* statistics, const F& f) const;
+  Pulled pull(const T* statistics, LossGradient<T> grad) const;
+  void add_positives(const Pulled& pulled, T* grad_first, T* grad_second) const;
+
+  ContrastInputs inputs_;
+  Epilogue<T> epilogue_;
+  ContrastNeeds needs_;
+  T scale_;
+  Rows<T> query_;
+  std::optional<Rows<T>> key_;  // none of views, which are their own keys
+  TileLoop<T> loop_;
+  std::optional<NegativeKeys<T>> negative_keys_;
+};
+
+}  // namespace cl::cpu
