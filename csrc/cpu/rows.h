@@ -2,9 +2,9 @@
 // type, of unit length if wanted, and gradients go back the same way.
 #pragma once
 #include <cmath>
-#include <memory>
 
 #include "embeddings.h"
+#include "scratch.h"
 #include "tensors.h"
 
 namespace cl::cpu {
@@ -29,8 +29,8 @@ class Rows {
       rows_ = data<T>(first);
       return;
     }
-    owned_.reset(new T[count_ * width_]);
-    rows_ = owned_.get();
+    owned_ = Scratch(count_ * width_ * sizeof(T));
+    rows_ = owned_.template as<T>();
     if (normalize) norm_.resize(count_);
     int64_t offset = 0;
     for (const Tensor* input : inputs) {
@@ -63,7 +63,7 @@ class Rows {
 
  private:
   void take(const Embeddings<T>& given, int64_t from, int64_t to) {
-    T* row = owned_.get() + to * width_;
+    T* row = owned_.template as<T>() + to * width_;
     const T* x = given.block(from, 1, row);
     T factor = 1;
     if (!norm_.empty()) {
@@ -76,7 +76,7 @@ class Rows {
 
   int64_t width_, count_ = 0;
   const T* rows_;
-  std::unique_ptr<T[]> owned_;
+  Scratch owned_;
   std::vector<T> norm_;
 };
 

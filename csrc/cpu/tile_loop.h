@@ -2,11 +2,11 @@
 // a tile.
 #pragma once
 #include <cmath>
-#include <memory>
 
 #include "embeddings.h"
 #include "parallel.h"
 #include "products.h"
+#include "scratch.h"
 #include "tile_logits.h"
 
 namespace cl::cpu {
@@ -121,15 +121,32 @@ class TileLoop {
 
  private:
   // Uninitialised: what a tile needs is written before it is read.
-  struct Workspace {
-    explicit Workspace(const TileLoop& loop)
-        : logits(new T[loop.block_m_ * loop.block_n_]),
-          query(new T[loop.query().copies() ? loop.block_m_ * loop.query().width() : 0]),
-          key(new T[loop.key().copies() ? loop.block_n_ * loop.key().width() : 0]),
-          transposed(new T[loop.products_.buffer_size(loop.block_n_)]),
-          mirrored(new T[loop.symmetric_ ? 0 : loop.block_m_ * loop.block_n_]) {}
+  class Workspace {
+   public:
+    explicit Workspace(const TileLoop& loop) {
+      const int64_t width = loop.query().width(), tile = loop.block_m_ * loop.block_n_;
+      const std::pair<T**, int64_t> parts[] = {
+          {&logits, tile},
+          {&mirrored, loop.symmetric_ ? 0 : tile},
+          {&query, loop.query().copies() ? loop.block_m_ * width : 0},
+          {&key, loop.key().copies() ? loop.block_n_ * width : 0},
+          {&transposed, loop.products_.buffer_size(loop.block_n_)},
+      };
+      constexpr int64_t line = 64 / sizeof(T);
+      int64_t total = 0;
+      for (const auto& [part, size] : parts) total += (size + line - 1) / line * line;
+      memory_ = Scratch(total * sizeof(T));
+      T* next = memory_.as<T>();
+      for (const auto& [part, size] : parts) {
+        *part = next;
+        next += (size + line - 1) / line * line;
+      }
+    }
 
-    std::unique_ptr<T[]> logits, query, key, transposed, mirrored;
+    T *logits, *mirrored, *query, *key, *transposed;
+
+   private:
+    Scratch memory_;
   };
 
   TileLoop(const Embeddings<T>& query, const Embeddings<T>& key, T scale, const Pairs& pairs,
@@ -159,14 +176,14 @@ class TileLoop {
   bool load(const ScheduledTile& at, Tile<T>& tile, Workspace& space) const {
     const Dropped dropped = symmetric_ ? logits_.filters().judge(at.row, at.col) : Dropped::some;
     if (dropped == Dropped::all) return false;
-    tile.query = query().block(tile.i0, tile.m, space.query.get());
-    tile.key = tile.diagonal ? tile.query : key().block(tile.j0, tile.n, space.key.get());
-    tile.logits = tile.mirrored = space.logits.get();
+    tile.query = query().block(tile.i0, tile.m, space.query);
+    tile.key = tile.diagonal ? tile.query : key().block(tile.j0, tile.n, space.key);
+    tile.logits = tile.mirrored = space.logits;
     products_.similarities(tile.query, tile.key, tile.logits, tile.m, tile.n, logits_.factor(),
-                           space.transposed.get());
+                           space.transposed);
     if (nonfinite_) poison(tile);
     if (!symmetric_) {
-      tile.mirrored = space.mirrored.get();
+      tile.mirrored = space.mirrored;
       std::copy_n(tile.logits, tile.m * tile.n, tile.mirrored);
       logits_.finish_mirrored(tile.mirrored, tile);
     }
