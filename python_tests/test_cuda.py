@@ -9,7 +9,6 @@ import torch.nn.functional as F
 import cl_kernels
 from cl_kernels import CSR, PairFilter
 from cl_kernels._dispatch import reason_against
-from cl_kernels._ops import overload
 from python_tests import search_oracle as oracle
 from python_tests.devices import DEVICE, REHEARSED
 
@@ -222,7 +221,7 @@ def test_selection_among_survivors(M, k):
     counts[0] = 0
     valid = (torch.arange(capacity) < counts[..., None]) & (packed != -(2**63))
     expected = oracle.topk(scores, valid.reshape(M, -1).numpy(), k)
-    found = overload("select_topk", "native")(packed.to(DEVICE), counts.to(DEVICE), k)
+    found = torch.ops.cl_kernels.select_topk(packed.to(DEVICE), counts.to(DEVICE), k)
     assert_found(found, *expected)
 
 

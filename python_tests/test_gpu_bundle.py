@@ -116,3 +116,14 @@ def test_keys_are_settled_when_the_backend_is_imported():
     assert len(own) > 40
     assert {name for name, _ in own} == set(keys.MODULES)
     assert all(function.hash for _, function in own)
+
+
+def test_a_kernel_is_compiled_again_where_its_fold_has_changed():
+    """Triton asks a constexpr for its key; a tuple of functions has none of its own."""
+    from cl_kernels.backends.triton.folds import FOLDS
+
+    every = [fold for folds in FOLDS.values() for fold in folds]
+    assert len({fold.cache_key for fold in every}) == len(every)
+    for fold in every:
+        functions = [part for part in fold if not isinstance(part, tuple)]
+        assert functions and all(function.cache_key in fold.cache_key for function in functions)

@@ -5,7 +5,6 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,8 +25,8 @@ from benchmarks.gpu import (
 from benchmarks.gpu.cases import GOALS, HUGE, SEARCHES, SMALL, GpuCase
 from benchmarks.gpu.pool import NO_TIME
 from benchmarks.gpu.records import Records
+from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs
-from cl_kernels.backends.triton.slabs import Blocks
 from cl_kernels.backends.triton.table import CANDIDATES
 
 MODULES = (candidates, ceilings, measure)
@@ -134,8 +133,8 @@ def test_a_candidate_is_tried_and_today_is_restored():
         with candidate.tried():
             for (arch, family, kind, width), config in candidate.lines.items():
                 assert configs.candidates(arch, family, kind, width) == [config]
-            assert candidate.slabs == configs.SLAB_SHAPE
-        assert configs.SLAB_SHAPE is None
+            assert candidate.slabs == cuts.SLAB_SHAPE
+        assert cuts.SLAB_SHAPE is None
     assert configs.candidates(90, "weights", "half", 768)[0] == configs.configured(
         90, "weights", "half", 768
     )
@@ -176,8 +175,8 @@ def test_a_candidate_whose_results_differ_is_an_error():
 
 @pytest.mark.parametrize("shape", [(8448, 8448), (16896, 7936)])
 def test_slabs_of_a_given_shape_cover_everything(monkeypatch, shape):
-    monkeypatch.setattr(configs, "SLAB_SHAPE", shape)
-    blocks = list(Blocks(SimpleNamespace(compute_dtype=torch.bfloat16), 65536, 65536))
+    monkeypatch.setattr(cuts, "SLAB_SHAPE", shape)
+    blocks = list(cuts.Slabs.of(65536, 65536, itemsize=2))
     assert sum((r.stop - r.start) * (c.stop - c.start) for r, c in blocks) == 65536**2
     assert blocks[0] == (slice(0, shape[0]), slice(0, shape[1]))
 

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
 
 from benchmarks import machine
-from benchmarks.gpu import cases
 from tools import cuda, goals
 from tools.compiled import ARCHITECTURES, Compiled, Task, compile_all, tasks
 from tools.sass import Function, Instruction, Resources
@@ -51,10 +50,9 @@ def check_predictions(compiled: list[Compiled], calls: dict[str, Compiled]) -> N
         # Every product was found in the machine code; both halves of a program may make the same.
         assert 0.99 < tile.counted / tile.flop < 2.01, label
         assert 10 < tile.teraflops < 831, label
-    shown = {(c.name, c.rows, c.width): c.predicted for c in (*cases.GOALS, cases.HUGE)}
     for goal in goals.GOALS:
-        predicted = shown[goal.name.partition(",")[0], goal.rows, goal.width]
-        assert goals.predicted_seconds(goal, calls) == pytest.approx(predicted, rel=0.02), goal.name
+        predicted = goals.predicted_seconds(goal, calls)
+        assert predicted == pytest.approx(goal.case.predicted, rel=0.02), goal.name
 
 
 def test_what_counts_as_a_problem():

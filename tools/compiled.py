@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -79,16 +78,14 @@ class Task(NamedTuple):
 
 def products(variant: Variant) -> int:
     """Matrix products a kernel makes of each tile: logits, and sums of weighted rows."""
-    name = variant.kernel.__name__
-    if "bwd" in name:
-        both = variant.constexprs.get("UPPER") or variant.signature.get("SUM_Y") == "*fp32"
-        return 3 if both else 2
-    return 2 if "mean_key" in name else 1
+    return {"mean_key": 2, "backward": 2, "backward_both": 3, "self_backward": 3}.get(
+        variant.family, 1
+    )
 
 
 def tile_flop(variant: Variant) -> float:
-    sides = variant.constexprs["D"], variant.constexprs["BLOCK_M"], variant.constexprs["BLOCK_N"]
-    return 2.0 * products(variant) * math.prod(sides)
+    tile = variant.tile
+    return 2.0 * products(variant) * tile.D * tile.BLOCK_M * tile.BLOCK_N
 
 
 @cache
@@ -110,10 +107,10 @@ def compile_variant(variant: Variant, arch: int) -> Compiled:
         return Compiled(arch, variant.label, error=f"{type(error).__name__}: {error}")
     ((_, resources, code),) = read_cubin(made.asm["cubin"])
     result = examine(arch, variant.label, resources, made.metadata.shared, code)
-    result.needs_matrix = variant.constexprs["PRECISION"] == "tf32"  # "ieee" products are sums
+    result.needs_matrix = variant.tile.PRECISION == "tf32"  # "ieee" products are sums
     # How often a search appends survivors depends on its data: no prediction.
-    if arch == 90 and result.needs_matrix and "topk" not in variant.kernel.__name__:
-        looped = "weights" not in variant.kernel.__name__
+    if arch == 90 and result.needs_matrix and variant.family != "topk":
+        looped = variant.family != "weights"
         result.tile = predict(
             code, resources, result.shared, variant.config.num_warps, tile_flop(variant), looped
         )
@@ -140,8 +137,8 @@ def tasks(arch: int, representative: bool = False) -> Iterator[Task]:
 
 def _same_table_line(a: Variant, b: Variant) -> bool:
     def line(v: Variant) -> tuple:
-        constexprs = (v.constexprs.get(name) for name in ("D", "PRECISION", "UPPER"))
-        return v.kernel.__name__, v.config, "*bf16" in v.signature.values(), *constexprs
+        half = v.signature["X"] == "*bf16"
+        return v.kernel.__name__, v.family, v.config, half, v.tile.D, v.tile.PRECISION
 
     return line(a) == line(b)
 

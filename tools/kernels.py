@@ -51,7 +51,7 @@ def goal_table(compiled: dict[str, Compiled]) -> str:
         ]
         pieces += [f"products {seconds_text(cublas)} (assumed)"] if cublas else []
         rows.append([
-            goal.name, str(goal.rows), str(goal.width), seconds_text(goal.seconds),
+            goal.name, str(goal.case.rows), str(goal.case.width), seconds_text(goal.seconds),
             seconds_text(seconds), f"{seconds / goal.seconds:.2f}", "; ".join(pieces),
         ])  # fmt: skip
     return table(["", "rows", "D", "goal", PREDICTED, "of the goal", "made of"], rows)

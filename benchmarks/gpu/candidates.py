@@ -20,9 +20,10 @@ from benchmarks.gpu.cases import GpuCase
 from benchmarks.gpu.compare import largest, relative
 from benchmarks.gpu.device import device, rehearsed
 from benchmarks.gpu.measure import plan, sample, settings
+from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs
-from cl_kernels.backends.triton.autotune import configured_as
-from cl_kernels.backends.triton.table import CANDIDATES, Config
+from cl_kernels.backends.triton.configs import Config, configured_as
+from cl_kernels.backends.triton.table import CANDIDATES
 
 ARCH = 90
 AGREE = 1e-2  # relative, of results in bfloat16
@@ -50,13 +51,13 @@ class Candidate(NamedTuple):
     @contextmanager
     def tried(self) -> Iterator[None]:
         lines = {family: config for (_, family, _, _), config in self.lines.items()}
-        shape = configs.SLAB_SHAPE
+        shape = cuts.SLAB_SHAPE
         with configured_as(lines):
-            configs.SLAB_SHAPE = self.slabs or shape
+            cuts.SLAB_SHAPE = self.slabs or shape
             try:
                 yield
             finally:
-                configs.SLAB_SHAPE = shape
+                cuts.SLAB_SHAPE = shape
 
 
 CLIP = GpuCase("clip", 65536, 768)

@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.contestants import left_out
 from benchmarks.gpu.device import device, rehearsed
 from benchmarks.gpu.machine import describe
-from cl_kernels.backends import native
+from cl_kernels._libraries import load_failure
 
 CASES = "machine", "_cuda.so", "a kernel"
 
@@ -19,7 +19,7 @@ def work(case: str) -> dict[str, Any]:
         about = describe("rehearsal" if rehearsed() else "cuda")
         return about | {"rivals not installed": left_out()}
     if case == "_cuda.so":
-        failure = native.load_failure("_cuda.so")
+        failure = load_failure("_cuda.so")
         return {"error": failure} if failure and not rehearsed() else {"loads": failure or True}
     import cl_kernels
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -219,32 +218,22 @@ def install(arch: int = 90, how: str = COMPILE) -> Gpu:
 def _serve_without_a_gpu(gpu: Gpu) -> None:
     from cl_kernels import _dispatch, _ops, checks
     from cl_kernels.backends import triton as kernels
-    from cl_kernels.backends.triton import configs, launch
+    from cl_kernels.backends.gpu import cuts
+    from cl_kernels.backends.triton import configs
 
-    topk: Any = import_module("cl_kernels.backends.triton.topk")  # not the function of that name
     if kernels.INTERPRETED:
         sys.exit("offline: TRITON_INTERPRET is set, and the interpreter compiles nothing")
     configs.architecture = lambda device: gpu.arch
-    modules: tuple[Any, ...] = launch, topk
-    for module in modules:
-        module.processors = lambda device: gpu.processors
+    cuts.processors = lambda device: gpu.processors
     kernels.unavailable = lambda: None
     kernels.unsupported = lambda *_: None
     _dispatch._usable.clear()
-    for device in ("cpu", "meta"):
-        _dispatch.PREFERENCE[device] = ("triton", "chunked")
-    # torch would answer for meta tensors with the operations' fakes.
-    for operation in {name for name, backend in _ops._overloads if backend == "triton"}:
-        _ops._overloads[operation, "triton"] = getattr(kernels, operation)
-    select = topk.select
-
-    def select_anything(packed: torch.Tensor, counts: torch.Tensor, k: int):
-        if packed.device.type != "meta":
-            return select(packed, counts, k)
-        found = packed.new_empty(len(packed), k)
-        return found.float(), found
-
-    topk.select = select_anything
+    _dispatch.offered = lambda device_type: ("triton", "chunked")
+    # torch would answer for meta tensors with the operations' fakes, and not for their autocast.
+    torch.is_autocast_enabled = lambda *_: False
+    for operation, backend in _ops._overloads:
+        if backend == "triton":
+            _ops._overloads[operation, backend] = _ops.defined[f"{operation}.{backend}"]
     readable = checks.readable
     for module in list(sys.modules.values()):  # values on a GPU are not read either
         if vars(module).get("readable") is readable:

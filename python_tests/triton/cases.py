@@ -1,11 +1,14 @@
 """Problems, and the float64 reference's answers to them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from cl_kernels.backends import reference
+from cl_kernels.calls import Call
+from cl_kernels.pairs import Pairs
+from cl_kernels.statistics.table import STATISTICS
 from python_tests.devices import DEVICE
+from python_tests.helpers import accumulator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENT_ERROR = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -13,39 +16,47 @@ GRADIENT_ERROR = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3
 
 @dataclass
 class Case:
-    """Queries, keys and options. ``exact`` gives the same in float64."""
+    """Queries, keys and options. ``exact`` is the same in float64."""
 
     query: torch.Tensor
     key: torch.Tensor
     scale: float = 1.0
     filters: list = field(default_factory=list)  # (query_ids, key_ids, keep_same)
+    below: torch.Tensor | None = None
+    above: torch.Tensor | None = None
     bound: float | None = None
 
-    def options(self, compute_dtype):
-        query_ids, key_ids, keep_same = (
-            zip(*self.filters, strict=True) if self.filters else [()] * 3
-        )
-        ids = [list(query_ids), list(key_ids), list(keep_same)]
-        return *ids, None, None, None, None, compute_dtype, self.bound
-
     @property
-    def args(self):
-        scale = torch.tensor(self.scale, device=DEVICE)
-        return self.query, self.key, scale, *self.options(self.query.dtype)
-
-    @property
-    def self_args(self):
-        return self.args[0], *self.args[2:]
+    def pairs(self):
+        ids = zip(*self.filters, strict=True) if self.filters else [()] * 3
+        return Pairs(*map(tuple, ids), self.below, self.above)
 
     @property
     def exact(self):
-        case = Case(self.query.double(), self.key.double(), self.scale, self.filters)
-        scale = torch.tensor(self.scale, device=DEVICE, dtype=torch.float64)
-        return case.query, case.key, scale, *case.options(torch.float64)
+        tensors = {
+            name: None if x is None else x.double()
+            for name in ("query", "key", "below", "above")
+            for x in [getattr(self, name)]
+        }
+        return replace(self, **tensors)
 
-    @property
-    def exact_self(self):
-        return self.exact[0], *self.exact[2:]
+    def arguments(self, of_one=False):
+        """What a backend's functions take of the case, from the query on."""
+        scale = torch.tensor(self.scale, device=DEVICE, dtype=accumulator(self.query.dtype))
+        call = Call(self.pairs, self.query.dtype, self.bound)
+        return self.query, None if of_one else self.key, scale, call
+
+    def forward(self, module, name):
+        statistic = STATISTICS[name]
+        return module.forward(statistic, *self.arguments(statistic.of_one))
+
+    def weighted_key(self, module, name="row_logsumexp"):
+        return module.weighted_key(STATISTICS[name], *self.arguments())
+
+    def backward(self, module, name, grads, values, needs=(True, True)):
+        statistic = STATISTICS[name]
+        arguments = self.arguments(statistic.of_one)
+        return module.backward(statistic, grads, values, *arguments, needs)
 
 
 def unit_rows(*size, dtype=torch.float32):
@@ -75,7 +86,18 @@ def filters_of(name, M, N):
         "different": [(ids(M), ids(N), False)],
         "same": [(ids(M, 5), ids(N, 5), True)],
         "two": [(ids(M, 5), ids(N, 5), True), (ids(M), ids(N), False)],
+        "three": [
+            (ids(M), ids(N), False),
+            (ids(M, 2), ids(N, 2), True),
+            (ids(M, 3), ids(N, 3), False),
+        ],
     }[name]
+
+
+def bounds_of(M):
+    """``below`` and ``above``: what keeps about half of the similarities of unit rows."""
+    half = 0.1 * torch.randn(2, M, device=DEVICE)
+    return {"below": half[0] + 0.3, "above": half[1] - 0.3}
 
 
 def assert_value(actual, expected, scale):
@@ -98,10 +120,6 @@ def assert_gradient(actual, expected, dtype, scale=1.0):
     allowed = GRADIENT_ERROR[dtype] * max(1.0, abs(scale) / 100)
     norm = expected[finite].norm().clamp_min(1e-20)
     assert difference <= allowed * norm, f"relative error {difference / norm:.2e}"
-
-
-def row_col_exact(case):
-    return reference.row_col_logsumexp(*case.exact)
 
 
 def upstream(*lengths):

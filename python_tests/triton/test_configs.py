@@ -8,8 +8,8 @@ import pytest
 import torch
 import triton
 
+from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs, ids, launch
-from cl_kernels.backends.triton.slabs import Blocks
 from cl_kernels.backends.triton.variants import KERNELS
 
 from .cases import DEVICE
@@ -29,7 +29,7 @@ def test_every_call_has_a_configuration(arch):
                 for filtered in (False, True):
                     actual = configs.family_for(arch, family, kind, filtered)
                     config = configs.configured(arch, actual, kind, width)
-                    assert configs.SLAB_UNIT % config.BLOCK_M == 0
+                    assert cuts.SLAB_UNIT % config.BLOCK_M == 0
                     assert fused == (config.BLOCK_D == 0) or width <= 256
 
 
@@ -148,22 +148,21 @@ def test_products_are_as_precise_as_torchs():
 
 @pytest.mark.parametrize(("rows", "cols"), [(65536, 65536), (100, 10**6), (10**6, 100), (1, 1)])
 def test_slabs_cover_everything_and_fit(rows, cols):
-    class Problem:
-        compute_dtype = torch.bfloat16
-
-    blocks = Blocks(Problem, rows, cols)
+    slabs = cuts.Slabs.of(rows, cols, itemsize=2)
     covered = 0
-    for r, c in blocks:
+    for r, c in slabs:
         size = (r.stop - r.start) * (c.stop - c.start)
-        assert 0 < size * 2 <= configs.SLAB_BYTES
+        assert 0 < size * 2 <= cuts.SLAB_BYTES
         covered += size
     assert covered == rows * cols
     if rows == cols:
-        upper = list(blocks.upper())
+        upper = list(slabs.upper())
         assert all(c.start >= r.start for r, c in upper)
+        off = [(r.stop - r.start) * (c.stop - c.start) for r, c in upper if r != c]
+        assert sum((r.stop - r.start) ** 2 for r, c in upper if r == c) + 2 * sum(off) == covered
 
 
 def test_waves_cover_all_row_blocks(monkeypatch):
-    monkeypatch.setattr(configs, "PARTIAL_BYTES", 4 * 1000 * 7)
-    waves = list(launch.waves(30, 1000))
+    monkeypatch.setattr(cuts, "PARTIAL_BYTES", 4 * 1000 * 7)
+    waves = list(cuts.waves(30, 1000))
     assert waves == [(0, 7), (7, 7), (14, 7), (21, 7), (28, 2)]

@@ -7,12 +7,14 @@ import torch
 
 from cl_kernels.backends import reference
 from cl_kernels.backends import triton as kernels
+from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs
 
 from .cases import (
     DEVICE,
     DTYPES,
     assert_gradient,
+    bounds_of,
     filters_of,
     random_case,
     upstream,
@@ -26,8 +28,8 @@ def path(request, monkeypatch, small_tiles):
     """Each way gradients are made, at widths where the table would choose another."""
     if request.param == "slabs":
         monkeypatch.setattr(configs, "KNEE", dict.fromkeys(configs.KNEE, 0))
-        monkeypatch.setattr(configs, "SLAB_BYTES", 32 * 32 * 4)
-        monkeypatch.setattr(configs, "SLAB_UNIT", 32)
+        monkeypatch.setattr(cuts, "SLAB_BYTES", 32 * 32 * 4)
+        monkeypatch.setattr(cuts, "SLAB_UNIT", 32)
     elif small_tiles:  # the table has no line for fused kernels beyond the knee
         monkeypatch.setattr(configs, "KNEE", dict.fromkeys(configs.KNEE, 256))
     torch.use_deterministic_algorithms(request.param == "ordered")
@@ -37,21 +39,17 @@ def path(request, monkeypatch, small_tiles):
 
 def check_pair(case, need=(True, True), rows_only=False, grads=None):
     M, N, dtype = len(case.query), len(case.key), case.query.dtype
-    row, col = kernels.row_col_logsumexp(*case.args)
-    exact_row, exact_col = reference.row_col_logsumexp(*case.exact)
-    g, h = upstream(M, N) if grads is None else grads
-    if rows_only:
-        actual = kernels.row_logsumexp_backward(g, row, *case.args, *need)
-        expected = reference.row_logsumexp_backward(g.double(), exact_row, *case.exact, *need)
-    else:
-        actual = kernels.row_col_logsumexp_backward(g, h, row, col, *case.args, *need)
-        expected = reference.row_col_logsumexp_backward(
-            g.double(), h.double(), exact_row, exact_col, *case.exact, *need
-        )
+    name = "row_logsumexp" if rows_only else "row_col_logsumexp"
+    grads = upstream(M, N) if grads is None else grads
+    given = grads[:1] if rows_only else grads
+    values = case.forward(kernels, name)
+    actual = case.backward(kernels, name, given, values, need)
+    exact = case.exact.forward(reference, name)
+    expected = case.exact.backward(reference, name, [g.double() for g in given], exact, need)
     for a, e in zip(actual[:2], expected[:2], strict=True):
         assert_gradient(a, e, dtype, case.scale)
     # The scale's gradient is a small difference of large terms.
-    size = expected[2].abs() + g.nan_to_num().norm() + h.norm()
+    size = expected[2].abs() + grads[0].nan_to_num().norm() + grads[1].norm()
     assert torch.equal(actual[2].isnan(), expected[2].isnan())
     assert actual[2].isnan() or (actual[2] - expected[2]).abs() <= 4e-3 * size
     if dtype == torch.float32 and not actual[2].isnan():
@@ -59,16 +57,17 @@ def check_pair(case, need=(True, True), rows_only=False, grads=None):
 
 
 def check_gram(case, grad=None):
-    lse = kernels.self_logsumexp(*case.self_args)
-    exact = reference.self_logsumexp(*case.exact_self)
+    name = "self_logsumexp"
+    (lse,), (exact,) = case.forward(kernels, name), case.exact.forward(reference, name)
     (grad,) = upstream(len(lse)) if grad is None else [grad]
-    actual = kernels.self_logsumexp_backward(grad, lse, *case.self_args)
-    expected = reference.self_logsumexp_backward(grad.double(), exact, *case.exact_self)
+    actual = case.backward(kernels, name, [grad], [lse])
+    expected = case.exact.backward(reference, name, [grad.double()], [exact])
     assert_gradient(actual[0], expected[0], case.query.dtype, case.scale)
-    assert torch.equal(actual[1].isnan(), expected[1].isnan())
+    assert actual[1].shape == expected[1].shape == (0,)
+    assert torch.equal(actual[2].isnan(), expected[2].isnan())
     error = 1e-5 if case.query.dtype == torch.float32 else 4e-3
-    assert actual[1].isnan() or (actual[1] - expected[1]).abs() <= error * (
-        expected[1].abs() + grad.nan_to_num().norm()
+    assert actual[2].isnan() or (actual[2] - expected[2]).abs() <= error * (
+        expected[2].abs() + grad.nan_to_num().norm()
     )
 
 
@@ -92,7 +91,7 @@ def test_one_side(path, need):
         check_pair(random_case(M, N), need, rows_only)
 
 
-@pytest.mark.parametrize("name", ["different", "same", "two"])
+@pytest.mark.parametrize("name", ["different", "same", "two", "three"])
 def test_filters(path, name):
     for rows_only in (True, False):
         check_pair(random_case(40, 50, filters=filters_of(name, 40, 50)), rows_only=rows_only)
@@ -154,6 +153,24 @@ def test_a_dropped_row_that_is_not_finite_poisons_nothing(path):
     check_gram(case)
 
 
+@pytest.mark.parametrize("name", ["none", "two"])
+def test_bounds_of_similarities(path, name):
+    case = random_case(40, 40, filters=filters_of(name, 40, 40), **bounds_of(40))
+    for _ in range(2):
+        check_pair(case)
+        check_pair(case, rows_only=True)
+        check_gram(case)
+        case.key[7], case.query[9] = torch.nan, torch.nan  # neither below nor above anything
+
+
+def test_a_query_that_is_infinite_in_one_place(path):
+    """Its similarities are infinities of both signs, its log-sum-exp is infinity."""
+    for name in ("none", "different"):
+        case = random_case(40, 40, filters=filters_of(name, 40, 40))
+        case.query[3, 2] = torch.inf
+        check_pair(case, rows_only=True)
+
+
 def test_rows_without_a_key(path):
     """The gradient that reaches them is ignored, even NaN."""
     query_ids = torch.arange(40, device=DEVICE) % 7
@@ -168,10 +185,11 @@ def test_rows_without_a_key(path):
 def test_float16_weights_of_any_size(path, size):
     case = random_case(dtype=torch.float16)
     g, h = torch.rand(40, device=DEVICE) * size, torch.rand(50, device=DEVICE) * size
-    row, col = kernels.row_col_logsumexp(*case.args)
-    actual = kernels.row_col_logsumexp_backward(g, h, row, col, *case.args, True, True)
-    expected = reference.row_col_logsumexp_backward(
-        g.double(), h.double(), row.double(), col.double(), *case.exact, True, True
+    name = "row_col_logsumexp"
+    values = case.forward(kernels, name)
+    actual = case.backward(kernels, name, [g, h], values)
+    expected = case.exact.backward(
+        reference, name, [g.double(), h.double()], [x.double() for x in values]
     )
     for a, e in zip(actual[:2], expected[:2], strict=True):
         assert_gradient(a, e, torch.float16, 100.0)
@@ -188,10 +206,8 @@ def test_repeats_bit_for_bit(path):
     if path == "fused" and DEVICE == "cuda":
         pytest.skip("atomic additions have no order")
     case = random_case(dtype=torch.bfloat16)
-    row, col = kernels.row_col_logsumexp(*case.args)
-    g, h = upstream(40, 50)
-    first, second = (
-        kernels.row_col_logsumexp_backward(g, h, row, col, *case.args, True, True) for _ in range(2)
-    )
+    name = "row_col_logsumexp"
+    values, grads = case.forward(kernels, name), upstream(40, 50)
+    first, second = (case.backward(kernels, name, grads, values) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)

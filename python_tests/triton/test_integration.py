@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import cl_kernels
+from cl_kernels._dispatch import Request
 from cl_kernels.backends import triton as kernels
 from python_tests.helpers import assert_own_memory
 
 from .cases import DEVICE, random_case, unit_rows, upstream
-
-FORWARD = "row_logsumexp", "row_logsumexp_mean_key", "row_col_logsumexp"
 
 
 def step(query, key, scale, backend):
@@ -77,18 +76,27 @@ def test_a_width_beyond_the_table_is_refused():
     x = torch.randn(4, 5000, device=DEVICE)
     with pytest.raises(ValueError, match="up to 4096 columns, got 5000"):
         cl_kernels.row_logsumexp(x, x, backend="triton")
+    cl_kernels.topk(x, x, 2, backend="triton")
+
+
+def test_what_a_call_asks_for_is_refused_in_words():
+    request = Request("row_logsumexp", DEVICE, torch.float32, torch.float32, 64)
+    assert kernels.refuses(request) is None
+    assert kernels.refuses(request._replace(options=("below", "above"))) is None
+    assert "ceiling" in kernels.refuses(request._replace(options=("below", "ceiling")))
+    assert "float64" in kernels.refuses(request._replace(compute_dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("M", "N"), [(20, 30), (0, 5), (5, 0)])
 def test_results_have_memory_of_their_own(M, N):
     case, square = (random_case(M, n, 16, peaked=False) for n in (N, M))
-    (g, h), (row, col) = upstream(M, N), kernels.row_col_logsumexp(*case.args)
-    calls = [(name, case.args) for name in FORWARD]
-    calls.append(("self_logsumexp", square.self_args))
-    calls.append(("self_logsumexp_backward", (g, row, *square.self_args)))
+    grads, values = upstream(M, N), case.forward(kernels, "row_col_logsumexp")
+    found = [values, case.forward(kernels, "row_logsumexp"), case.weighted_key(kernels)]
+    found.append(square.forward(kernels, "self_logsumexp"))
+    found.append(square.backward(kernels, "self_logsumexp", grads[:1], values[:1]))
     for need in product([True, False], repeat=2):
-        calls.append(("row_logsumexp_backward", (g, row, *case.args, *need)))
-        calls.append(("row_col_logsumexp_backward", (g, h, row, col, *case.args, *need)))
-    calls.append(("topk", (case.query, case.key, 3, None, None, [], [], [], *(None,) * 4)))
-    for name, arguments in calls:
-        assert_own_memory(getattr(kernels, name)(*arguments), arguments)
+        found.append(case.backward(kernels, "row_logsumexp", grads[:1], values[:1], need))
+        found.append(case.backward(kernels, "row_col_logsumexp", grads, values, need))
+    found.append(kernels.topk(case.query, case.key, 3, None, None, None, None, case.pairs))
+    for results in found:
+        assert_own_memory(results, (*grads, *case.arguments()[:3], square.key))

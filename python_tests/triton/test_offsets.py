@@ -11,10 +11,13 @@ from python_tests.devices import DEVICE
 
 PROGRAM = """
 import torch, triton, triton.language as tl
-from cl_kernels.backends.triton.tiles import load_rows
-from cl_kernels.backends.triton.logsumexp import ColumnSums, row_col_logsumexp_fwd_kernel
-from cl_kernels.backends.triton.problem import Problem
 from cl_kernels.backends.triton.configs import Config
+from cl_kernels.backends.triton.folds import LOGSUMEXP
+from cl_kernels.backends.triton.forward import row_col_fwd_kernel
+from cl_kernels.backends.triton.problem import Problem
+from cl_kernels.backends.triton.states import States
+from cl_kernels.backends.triton.tiles import Tile, load_rows
+from cl_kernels.pairs import Pairs
 
 D, R = 4096, 2**31 // 4096 + 40
 # Untouched memory is not there: only the last rows are written and read.
@@ -22,30 +25,30 @@ x = torch.empty(R, D, dtype=torch.float16, device=DEVICE)
 x[-50:] = torch.randn(50, D, device=DEVICE)
 
 @triton.jit
-def copy_kernel(X, OUT, first, bound, D: tl.constexpr, EVEN: tl.constexpr):
-    tile = load_rows(X, first, bound, 64, D, EVEN, False, 32, 64)
+def copy_kernel(X, OUT, first, bound, TILE: tl.constexpr):
+    tile = load_rows(X, first, bound, 64, 32, 64, TILE)
     tl.store(OUT + tl.arange(0, 32)[:, None] * 64 + tl.arange(0, 64)[None, :], tile)
 
 for even, first in ((True, R - 32), (False, R - 20)):
     out = torch.zeros(32, 64, dtype=torch.float16, device=DEVICE)
-    copy_kernel[(1,)](x, out, first, R, D, even)
+    copy_kernel[(1,)](x, out, first, R, Tile(32, 16, 64, D, D, even, "ieee", False))
     n = min(32, R - first)
     assert torch.equal(out[:n], x[first:first + n, 64:128])
 
 # The last block of rows alone, against a few columns.
 y = torch.randn(16, D, dtype=torch.float16, device=DEVICE)
 scale = torch.tensor(0.05, device=DEVICE)
-problem = Problem(x, y, scale, [], [], [], None, None, None, None, torch.float16, None)
+problem = Problem(x, y, scale, Pairs(), torch.float16, None)
 config = Config(32, 16, 64, 4, 1)
 blocks = triton.cdiv(R, 32)
-row, partial = problem.empty(1, R), ColumnSums(problem, 1, 16)
+row, cols = problem.empty(R), States(problem, LOGSUMEXP, 1, 16)
 problem.launch(
-    row_col_logsumexp_fwd_kernel, 1, config, x, y, scale, row, partial.maxima, partial.sums,
-    *problem.ids, R, 16, 16, 0.0, blocks - 1, 1,
+    row_col_fwd_kernel, 1, config, x, y, scale, (row,), cols.parts,
+    problem.queries, problem.keys, R, 16, 16, 0.0, blocks - 1, 1, WHOLE=True, FOLD=LOGSUMEXP,
 )
 first = (blocks - 1) * 32
 exact = (0.05 * x[first:].double() @ y.double().T).logsumexp(1)
-torch.testing.assert_close(row[0, first:].double(), exact, rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(row[first:].double(), exact, rtol=1e-5, atol=1e-5)
 """
 
 

@@ -6,7 +6,8 @@ import torch
 
 from cl_kernels.backends import reference
 from cl_kernels.backends import triton as kernels
-from cl_kernels.backends.triton import configs, rounds
+from cl_kernels.backends.gpu import rounds
+from cl_kernels.backends.triton import configs
 from cl_kernels.backends.triton.problem import LARGEST_BLOCK
 from python_tests.devices import INTERPRETED
 
@@ -18,14 +19,14 @@ from .test_topk import integers, options, plan_tightly
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 is not set")
 
 OPERATIONS = {
-    "row_forward": ("row_logsumexp",),
-    "row_col_forward": ("row_col_logsumexp",),
-    "self_forward": ("self_logsumexp",),
-    "mean_key": ("row_logsumexp_mean_key",),
-    "backward": ("row_logsumexp_backward", True, False),
-    "backward_both": ("row_col_logsumexp_backward", True, True),
-    "self_backward": ("self_logsumexp_backward",),
-    "weights": ("row_col_logsumexp_backward", True, True),
+    "row_forward": ("row_logsumexp", "forward"),
+    "row_col_forward": ("row_col_logsumexp", "forward"),
+    "self_forward": ("self_logsumexp", "forward"),
+    "mean_key": ("row_logsumexp", "weighted_key"),
+    "backward": ("row_logsumexp", "backward", (True, False)),
+    "backward_both": ("row_col_logsumexp", "backward"),
+    "self_backward": ("self_logsumexp", "backward"),
+    "weights": ("row_col_logsumexp", "backward"),
 }
 
 
@@ -76,33 +77,28 @@ def embeddings_of(line):
     return least + 9, torch.bfloat16 if kind == "half" else torch.float32
 
 
-def tensors(results):
-    return results if isinstance(results, tuple) else (results,)
-
-
-def arguments(operation, case, grads):
-    """What an operation takes, for the kernels and in float64."""
-    of_self = operation.startswith("self")
-    args, exact = (case.self_args, case.exact_self) if of_self else (case.args, case.exact)
-    if not operation.endswith("backward"):
-        return args, exact
-    saved = tensors(getattr(reference, operation.removesuffix("_backward"))(*exact))
-    grads = grads[: len(saved)]
-    rounded, doubled = [x.float() for x in saved], [g.double() for g in grads]
-    return (*grads, *rounded, *args), (*doubled, *saved, *exact)
+def results(line, case, grads):
+    """Of the kernels, and in float64."""
+    name, kind, *needs = OPERATIONS[line[1].removesuffix("_masked")]
+    exact = case.exact
+    if kind == "weighted_key":
+        return case.weighted_key(kernels), exact.weighted_key(reference)
+    values = exact.forward(reference, name)
+    if kind == "forward":
+        return case.forward(kernels, name), values
+    grads = grads[: len(values)]
+    return (
+        case.backward(kernels, name, grads, [x.float() for x in values], *needs),
+        exact.backward(reference, name, [g.double() for g in grads], values, *needs),
+    )
 
 
 def check(line, M, N, filters):
-    family = line[1].removesuffix("_masked")
-    operation, *needs = OPERATIONS[family]
     D, dtype = embeddings_of(line)
-    case = random_case(M, M if family.startswith("self") else N, D, dtype)
+    case = random_case(M, M if line[1].startswith("self") else N, D, dtype)
     case.filters = filters_of(filters, len(case.query), len(case.key))
     grads = upstream(len(case.query), len(case.key))
-    args, exact = arguments(operation, case, grads)
-    actual = tensors(getattr(kernels, operation)(*args, *needs))
-    expected = tensors(getattr(reference, operation)(*exact, *needs))
-    for ours, theirs in zip(actual, expected, strict=True):
+    for ours, theirs in zip(*results(line, case, grads), strict=True):
         if theirs.dim() == 2:
             assert_gradient(ours, theirs, dtype, case.scale)
         elif theirs.dim() == 1:

@@ -10,7 +10,9 @@ import torch
 
 from cl_kernels import PairFilter, topk
 from cl_kernels.backends import triton as kernels
-from cl_kernels.backends.triton import configs, rounds
+from cl_kernels.backends.gpu import rounds
+from cl_kernels.backends.triton import configs
+from cl_kernels.pairs import Pairs
 from python_tests import search_oracle as oracle
 
 from .cases import DEVICE, DTYPES, ids
@@ -41,24 +43,22 @@ def lists(M, N, most=9):
 
 
 def options(M, N, everything=True):
-    """query_factor, key_factor, filters' ids, exclude, below, above."""
+    """query_factor, key_factor, exclude, pairs."""
     if not everything:
-        return None, None, [], [], [], None, None, None, None
-    filters = [ids(M, 3), ids(M)], [ids(N, 3), ids(N)], [True, False]
+        return None, None, None, None, Pairs()
+    filters = (ids(M, 3), ids(M)), (ids(N, 3), ids(N)), (True, False)
     below, above = integers(M, most=30) + 31.0, integers(M, most=30) - 31.0
-    return -powers(M), powers(N), *filters, *lists(M, N), below, above
+    return -powers(M), powers(N), *lists(M, N), Pairs(*filters, below, above)
 
 
-def expected(query, key, k, factors, filters, exclude, below, above):
+def expected(query, key, k, factors, exclude, pairs):
     scores = oracle.scores(query.cpu(), key.cpu(), normalize=False)
     query_factor, key_factor = (1.0 if f is None else f.cpu().double().numpy() for f in factors)
     scores = scores * key_factor * np.reshape(query_factor, (-1, 1))
-    bounds = {
-        name: None if bound is None else bound.cpu().numpy()
-        for name, bound in (("below", below), ("above", above))
-    }
+    bounds = {name: getattr(pairs, name).cpu().numpy() for name in pairs.options}
     where = [
-        PairFilter(q.cpu(), j.cpu(), "same" if same else "different") for q, j, same in filters
+        PairFilter(q.cpu(), j.cpu(), "same" if same else "different")
+        for q, j, same in pairs.filters
     ]
     exclude = None if exclude[0] is None else [x.cpu() for x in exclude]
     keep = oracle.kept(scores.shape, where=where, exclude=exclude, of=scores, **bounds)
@@ -67,11 +67,9 @@ def expected(query, key, k, factors, filters, exclude, below, above):
 
 
 def check(query, key, k, chosen):
-    query_factor, key_factor, query_ids, key_ids, same, offsets, keys, below, above = chosen
-    filters = list(zip(query_ids, key_ids, same, strict=True))
-    of_oracle = (query_factor, key_factor), filters, (offsets, keys), below, above
+    query_factor, key_factor, offsets, keys, pairs = chosen
     values, indices = kernels.topk(query, key, k, *chosen)
-    exact = expected(query, key, k, *of_oracle)
+    exact = expected(query, key, k, (query_factor, key_factor), (offsets, keys), pairs)
     assert values.dtype == torch.float32 and indices.dtype == torch.int64
     assert torch.equal(values.cpu(), exact[0])
     assert torch.equal(indices.cpu(), exact[1])
@@ -124,9 +122,9 @@ def test_nan_keys_are_never_found_and_nan_queries_find_nothing():
 def plan_tightly(monkeypatch, spare=0):
     """One part and buffers of a tile and k places, whatever the tiles; how wide those are."""
 
-    def plan(M, N, k, config, processors):
-        tiles = -(-N // config.BLOCK_N)
-        return rounds.Plan(M, 1, config.BLOCK_N + k + spare, 1, (1, 3, tiles), True)
+    def plan(M, N, k, tile, processors):
+        tiles = -(-N // tile[1])
+        return rounds.Plan(M, 1, tile[1] + k + spare, 1, (1, 3, tiles), True)
 
     monkeypatch.setattr(rounds, "plan", plan)
     monkeypatch.setattr(rounds, "stride", lambda tiles: 1)
@@ -142,7 +140,8 @@ def test_a_full_buffer_is_tightened(monkeypatch, everything):
     query[:, 0], key[:, 0] = 4.0, torch.arange(N, device=DEVICE) // 2
     if everything:
         key[:, 0] *= -1.0  # factors are negative
-    check(query, key, k, (*options(M, N, everything)[:7], None, None))
+    *chosen, pairs = options(M, N, everything)
+    check(query, key, k, (*chosen, pairs._replace(below=None, above=None)))
 
 
 def test_a_plan_that_overruns_its_buffers_is_refused(monkeypatch):
@@ -151,17 +150,16 @@ def test_a_plan_that_overruns_its_buffers_is_refused(monkeypatch):
         ValueError, match=r"capacity: expected at least \d+ places .* and k = 3, got"
     ):
         kernels.topk(integers(20, 4), integers(N, 4), 3, *options(20, N, False))
-    config = configs.Config(32, 16, 0, 4, 1)
     fits = rounds.Plan(20, 2, 32, 1, (4, 20), False)  # two tiles, then eight, of each part
     with pytest.raises(ValueError, match="expected at least 128 places"):
-        fits.check(3, config)
-    fits._replace(capacity=128).check(3, config)
+        fits.check(3, 16)
+    fits._replace(capacity=128).check(3, 16)
 
 
 def test_a_first_round_that_finds_fewer_than_k():
     M, N, k = 20, 600, 40
-    alike = [ids(M, 12)], [ids(N, 12)], [True]
-    check(integers(M, 8), integers(N, 8), k, (None, None, *alike, None, None, None, None))
+    alike = Pairs((ids(M, 12),), (ids(N, 12),), (True,))
+    check(integers(M, 8), integers(N, 8), k, (None, None, None, None, alike))
 
 
 def test_more_columns_than_are_searched_at_a_time(monkeypatch):
@@ -223,13 +221,12 @@ def test_extreme_scores():
 @pytest.mark.parametrize(("M", "N"), [(16384, 100_000), (1000, 10**6), (1, 10**6), (10**6, 300)])
 def test_plans_fit_the_workspace(monkeypatch, M, N, k):
     monkeypatch.undo()
-    config = configs.Config(128, 128, 0, 8, 3)
-    plan = rounds.plan(M, N, k, config, 132)
+    plan = rounds.plan(M, N, k, (128, 128), 132)
     tiles = -(-N // 128)
     assert plan.rows * (8 * plan.buffers * plan.capacity + 12 * k) <= 64e6
     assert plan.ends[-1] == tiles and list(plan.ends) == sorted(set(plan.ends))
     assert plan.rows == M or plan.rows % 128 == 0 or plan.rows < 128
-    plan.check(k, config)
+    plan.check(k, 128)
     if len(plan.ends) > 1:
         assert plan.carried * plan.capacity >= k
 

@@ -7,32 +7,27 @@ from __future__ import annotations
 
 import torch
 
-from .gradients import (
-    row_col_logsumexp_backward,
-    row_logsumexp_backward,
-    row_logsumexp_mean_key,
-)
+from cl_kernels._libraries import load_failure
+
+from .configs import WIDE
 from .keys import settle
-from .logsumexp import row_col_logsumexp, row_logsumexp
-from .self_logsumexp import self_logsumexp, self_logsumexp_backward
+from .search import topk
+from .statistics import backward, forward, weighted_key
 from .tiles import INTERPRETED
-from .topk import topk
 
 __all__ = [
-    "row_col_logsumexp",
-    "row_col_logsumexp_backward",
-    "row_logsumexp",
-    "row_logsumexp_backward",
-    "row_logsumexp_mean_key",
-    "self_logsumexp",
-    "self_logsumexp_backward",
+    "backward",
+    "forward",
+    "refuses",
     "topk",
     "unavailable",
     "unsupported",
+    "weighted_key",
 ]
 
 settle()
 DTYPES = torch.float32, torch.bfloat16, torch.float16
+OPTIONS = {"below", "above"}  # of Pairs, beside filters, that kernels read
 
 
 def unavailable() -> str | None:
@@ -57,4 +52,16 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"the Triton kernels need compute capability 8.0, {device} has {major}.{minor}"
+    # Where it loads, torch calls its selection among a search's survivors.
+    load_failure("_cuda.so")
     return None
+
+
+def refuses(request) -> str | None:
+    """Why a call cannot be served, or None."""
+    if request.compute_dtype not in DTYPES:
+        return f"the Triton kernels do not multiply in {request.compute_dtype}"
+    if request.width > WIDE and request.operation != "topk":
+        return f"the Triton kernels take rows of up to {WIDE} columns, got {request.width}"
+    missing = [name for name in request.options if name not in OPTIONS]
+    return f"the Triton kernels do not take {missing[0]}" if missing else None

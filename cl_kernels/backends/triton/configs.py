@@ -1,6 +1,9 @@
-"""Which tiles a kernel works on, and how a problem is cut into what fits a workspace."""
+"""Which tiles a kernel works on: the table, and what follows its lines."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import triton
@@ -9,29 +12,21 @@ from .table import TABLE, WIDE, Config
 
 __all__ = ["TABLE", "WIDE", "Config"]
 
-SLAB_BYTES = 256 * 2**20  # of the weights of a wide problem that exist at a time
-SLAB_SHAPE: tuple[int, int] | None = None  # rows and columns of one, where not what fits
-SLAB_UNIT = 256  # what their sides are multiples of, for whole tiles
-PARTIAL_BYTES = 256 * 2**20  # of partial column sums that exist at a time
-
 # The largest width whose gradients the fused kernels make; wider ones go through slabs.
 # By compiling: beyond these, tiles that do not spill are too small to keep the products busy.
 KNEE = {"half": 128, "tf32": 128, "ieee": 64}
 MEAN_KEY_KNEE = {"half": 256, "tf32": 128, "ieee": 64}
+
+_tried: dict[str, Config] = {}  # by family: what a measurement asks for in place of the table
 
 
 def kind(compute_dtype: torch.dtype) -> str:
     """How tiles are multiplied: "half", "tf32" or "ieee"."""
     if compute_dtype in (torch.float16, torch.bfloat16):
         return "half"
-    if compute_dtype == torch.float32:
-        # As torch's own products on CUDA, whichever of its settings was made: torch's getter for
-        # the older one raises once a newer one was used.
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-    raise ValueError(
-        f"compute_dtype: the Triton kernels multiply float32, bfloat16 or float16, "
-        f"not {compute_dtype}"
-    )
+    # As torch's own products on CUDA, whichever of its settings was made: torch's getter for the
+    # older one raises once a newer one was used.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def precision(kind: str) -> str:
@@ -80,6 +75,9 @@ def _smaller(config: Config) -> Config | None:
 
 def candidates(arch: int, family: str, kind: str, width: int) -> list[Config]:
     """What to try, in order: the table's configuration, then ever smaller ones."""
+    tried = _tried.get(family.removesuffix("_masked"))
+    if tried is not None:
+        return [tried]
     config: Config | None = configured(arch, family, kind, width)
     found = []
     while config is not None:
@@ -94,3 +92,15 @@ def family_for(arch: int, family: str, kind: str, masked: bool) -> str:
     if masked and any((a, f, k) == (arch, special, kind) for a, f, k, _ in TABLE):
         return special
     return family
+
+
+@contextmanager
+def configured_as(lines: Mapping[str, Config]) -> Iterator[None]:
+    """Kernels of these families with one configuration each, whatever the table says."""
+    before = dict(_tried)
+    _tried.update(lines)
+    try:
+        yield
+    finally:
+        _tried.clear()
+        _tried.update(before)

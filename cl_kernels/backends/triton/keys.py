@@ -13,8 +13,8 @@ import sys
 from .tiles import INTERPRETED
 
 MODULES = (
-    "tiles", "survivors", "ids", "prepare", "logsumexp", "gradients", "slabs", "self_logsumexp",
-    "topk",
+    "tiles", "survivors", "ids", "pairs", "prepare", "folds", "weights", "states", "forward",
+    "weighted_key", "backward", "slabs", "gram", "topk",
 )  # fmt: skip
 
 

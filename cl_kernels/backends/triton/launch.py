@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
 from . import configs
 from .configs import Config
 
 
 def launch(
-    kernel, programs: int, args, constexprs,
+    kernel, programs: int, device: torch.device, args, constexprs,
     num_warps: int = 4, num_stages: int = 2, maxnreg: int | None = None,
 ):  # fmt: skip
     if programs == 0:
         return
-    device = next(a.device for a in args if isinstance(a, Tensor))
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device:
         kernel[(programs,)](
@@ -53,27 +51,3 @@ def first_that_fits(
         f"no {family} configuration fits sm_{arch} for {kind} embeddings of width {width}: "
         + "; ".join(failures)
     )
-
-
-def processors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 2
-
-
-def spans(blocks: int, N: int, config: Config, device: torch.device, per_processor: int):
-    """Into how many spans of how many keys the visits of ``blocks`` row blocks are split.
-
-    Enough programs to fill the GPU, of at least four tiles each.
-    """
-    wanted = per_processor * processors(device) // blocks
-    splits = max(1, min(wanted, N // (4 * config.BLOCK_N)))
-    span = triton.cdiv(triton.cdiv(N, splits), config.BLOCK_N) * config.BLOCK_N
-    return triton.cdiv(N, span), span
-
-
-def waves(blocks: int, N: int):
-    """(first, count) of row blocks whose partial results, N floats each, fit the workspace."""
-    size = max(1, configs.PARTIAL_BYTES // (4 * N))
-    for first in range(0, blocks, size):
-        yield first, min(size, blocks - first)

@@ -95,7 +95,7 @@ def prepared_rows(x: Tensor, dtype: torch.dtype, width: int, clean: bool = False
         "WIDTH": D, "D": width, "CLEAN": clean, "UPCAST": INTERPRETED,
         "BLOCK": BLOCK, "BLOCK_D": _chunk(width),
     }  # fmt: skip
-    launch(prepare_rows_kernel, triton.cdiv(R, BLOCK), (x, out, taint, R), constexprs)
+    launch(prepare_rows_kernel, triton.cdiv(R, BLOCK), x.device, (x, out, taint, R), constexprs)
     return out, taint
 
 
@@ -109,7 +109,8 @@ def finish_gradient(sums: Tensor, x: Tensor, scale: Tensor, gain: Tensor | None,
     out = sums[0] if parts == 1 and width == D else sums.new_empty(R, D)
     products = sums.new_empty(programs)
     launch(
-        finish_gradient_kernel, programs, (sums, x, scale, gain, out, products, R, parts),
+        finish_gradient_kernel, programs, x.device,
+        (sums, x, scale, gain, out, products, R, parts),
         {"WIDTH": D, "D": width, "BLOCK": BLOCK, "BLOCK_D": _chunk(width)},
     )  # fmt: skip
     return out, products

@@ -1,4 +1,4 @@
-"""One call of an operation, as the kernels take it."""
+"""One call of a statistic or a search, as the kernels take it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_kernels.backends.gpu import cuts
+
 from . import configs
 from .configs import Config
-from .ids import Ids, compact_ids
+from .folds import FOLDS, Fold
 from .launch import first_that_fits, launch
+from .pairs import Side, sides, symmetric
 from .prepare import prepared_rows
-from .tiles import INTERPRETED, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, LOG2E
+from .tiles import INTERPRETED, LOG2E, Tile
 
 FIXED_SHIFT_BOUND = 78.0  # logits up to this in size are summed with a fixed shift
 LARGEST_BLOCK = 256  # of the table: sizes it divides leave no ragged tile
@@ -22,45 +25,32 @@ HEADROOM = 70.0  # exp(70) times any number of keys stays below float32's larges
 
 
 class Problem:
-    """One call: its two sides, filters and precision, as the kernels take them."""
+    """One call: its two sides, which of their pairs count, and the precision of products."""
 
-    widest = configs.WIDE  # rows
     maxnreg: int | None = None  # a limit for the assembler, where not its own
 
     def __init__(
-        self, query, key, scale, query_ids, key_ids, keep_same, below, key_bias,
-        guide_query, guide_key, compute_dtype, logit_bound,
+        self, query: Tensor, key: Tensor | None, scale: Tensor | None,
+        pairs, compute_dtype: torch.dtype, logit_bound: float | None,
     ):  # fmt: skip
-        for name, option in (("below", below), ("key_bias", key_bias), ("guide", guide_query)):
-            if option is not None:
-                raise NotImplementedError(f"{name}: the Triton kernels do not take it yet")
-        if query.shape[1] > self.widest:
-            raise ValueError(
-                f"query: the Triton kernels take rows of up to {self.widest} columns, "
-                f"got {query.shape[1]}"
-            )
-        self.query, self.key, self.scale = query, key, scale
-        self.M, self.N, self.D = query.shape[0], key.shape[0], query.shape[1]
+        self.query, self.key = query, query if key is None else key
+        self.scale: Any = scale
+        self.M, self.N, self.D = len(self.query), len(self.key), self.query.shape[1]
         self.width = configs.padded_width(self.D)
         self.compute_dtype = compute_dtype
         self.kind = configs.kind(compute_dtype)
         self.device = query.device
         self.arch = configs.architecture(self.device)
-        self.keeps = [KEEP_SAME if same else KEEP_DIFFERENT for same in keep_same]
-        self.keeps += [KEEP_ALL] * (2 - len(self.keeps))
-        compact: list[Ids] = [compact_ids(*pair) for pair in zip(query_ids, key_ids, strict=True)]
-        compact += [(None, None)] * (2 - len(compact))
-        self.query_ids: Ids
-        self.key_ids: Ids
-        self.query_ids = (compact[0][0], compact[1][0])
-        self.key_ids = (compact[0][1], compact[1][1])
-        self.fixed = logit_bound is not None and logit_bound <= FIXED_SHIFT_BOUND
-        self.shift = max(0.0, (logit_bound or 0.0) - HEADROOM) * LOG2E.value if self.fixed else 0.0
+        self.queries, self.keys = sides(pairs)
+        self.bounded = logit_bound is not None and logit_bound <= FIXED_SHIFT_BOUND
+        shift = max(0.0, (logit_bound or 0.0) - HEADROOM) if self.bounded else 0.0
+        self.shift = shift * LOG2E.value
         self.deterministic = torch.are_deterministic_algorithms_enabled()
 
-    @property
-    def filtered(self) -> bool:
-        return self.keeps != [KEEP_ALL, KEEP_ALL]
+    def fold(self, name: str) -> Fold:
+        """That of a forward pass; the weights of both are the same."""
+        any_logits, bounded_logits = FOLDS[name]
+        return bounded_logits if self.bounded else any_logits
 
     @property
     def wide(self) -> bool:
@@ -68,15 +58,12 @@ class Problem:
         return self.width > configs.KNEE[self.kind]
 
     @property
-    def symmetric(self) -> bool:
-        """The filters say the same of (i, j) and of (j, i)."""
-        pairs = zip(self.query_ids, self.key_ids, strict=True)
-        return all(q is k for q, k in pairs)
+    def keeps_all(self) -> bool:
+        return self.queries.keeps_all
 
     @property
-    def ids(self) -> tuple[Tensor | None, ...]:
-        (query0, query1), (key0, key1) = self.query_ids, self.key_ids
-        return query0, key0, query1, key1
+    def symmetric(self) -> bool:
+        return symmetric(self.queries, self.keys)
 
     @cached_property
     def logit_operands(self) -> tuple[Tensor, Tensor]:
@@ -90,16 +77,24 @@ class Problem:
     def product_operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Queries and keys that weights are multiplied with too, and their taints.
 
-        A weight of zero times a NaN is NaN: where a filter drops pairs, rows that are not finite
-        are zeroed and the taints put NaN back where they are kept. Without filters every pair is
-        kept, IEEE arithmetic does it by itself, and ``finish_gradient`` widens one NaN to its row.
+        A weight of zero times a NaN is NaN: where pairs are dropped, rows that are not finite are
+        zeroed and the taints put NaN back where they are kept. Where every pair is kept, IEEE
+        arithmetic does it by itself, and ``finish_gradient`` widens one NaN to its row.
         """
-        clean = self.filtered or self.wide
+        clean = self.wide or not self.keeps_all
         query, taint_query = prepared_rows(self.query, self.compute_dtype, self.width, clean)
         if self.key is self.query:
             return query, query, taint_query, taint_query
         key, taint_key = prepared_rows(self.key, self.compute_dtype, self.width, clean)
         return query, key, taint_query, taint_key
+
+    @property
+    def product_sides(self) -> tuple[Side, Side]:
+        """Which pairs of ``product_operands`` count."""
+        _, _, taint_query, taint_key = self.product_operands
+        if not self.queries.bounded or taint_query is None or taint_key is None:
+            return self.queries, self.keys
+        return self.queries.tainted(taint_query), self.keys.tainted(taint_key)
 
     def empty(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=self.device)
@@ -109,21 +104,28 @@ class Problem:
 
     def with_config(self, family: str, run: Callable[[Config], Any]) -> Any:
         """``run`` with the table's configuration, or with the first after it that fits."""
-        masked = self.filtered or self.M % LARGEST_BLOCK != 0 or self.N % LARGEST_BLOCK != 0
-        family = configs.family_for(self.arch, family, self.kind, masked)
+        ragged = self.M % LARGEST_BLOCK != 0 or self.N % LARGEST_BLOCK != 0
+        family = configs.family_for(self.arch, family, self.kind, ragged or not self.keeps_all)
         width = min(self.width, configs.WIDE)
         return first_that_fits(self.device, self.arch, family, self.kind, width, run)
 
-    def launch(self, kernel, programs: int, config: Config, *args, M=None, N=None, **constexprs):
-        M, N = self.M if M is None else M, self.N if N is None else N
+    def spans(self, blocks: int, config: Config, per_processor: int, N: int | None = None):
+        """Into how many spans of how many keys so many programs a processor visit them."""
+        wanted = per_processor * cuts.processors(self.device)
+        return cuts.spans(blocks, self.N if N is None else N, config.BLOCK_N, wanted)
+
+    def tile(self, config: Config, M: int, N: int, pitch: int | None = None) -> Tile:
         even = M % config.BLOCK_M == 0 and N % config.BLOCK_N == 0
-        constexprs = {
-            "D": self.width, "KEEP0": self.keeps[0], "KEEP1": self.keeps[1], "FIXED": self.fixed,
-            "EVEN": even, "PRECISION": configs.precision(self.kind), "UPCAST": INTERPRETED,
-            "BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N,
-            "BLOCK_D": min(config.BLOCK_D or self.width, self.width), **constexprs,
-        }  # fmt: skip
-        constexprs = {name: constexprs[name] for name in kernel.arg_names if name in constexprs}
-        launch(
-            kernel, programs, args, constexprs, config.num_warps, config.num_stages, self.maxnreg
-        )
+        block_d = min(config.BLOCK_D or self.width, self.width)
+        return Tile(
+            config.BLOCK_M, config.BLOCK_N, block_d, self.width, pitch or self.width,
+            even, configs.precision(self.kind), INTERPRETED,
+        )  # fmt: skip
+
+    def launch(
+        self, kernel, programs: int, config: Config, *args, M=None, N=None, pitch=None, **constexprs
+    ) -> None:
+        M, N = self.M if M is None else M, self.N if N is None else N
+        constexprs["TILE"] = self.tile(config, M, N, pitch)
+        warps, stages = config.num_warps, config.num_stages
+        launch(kernel, programs, self.device, args, constexprs, warps, stages, self.maxnreg)

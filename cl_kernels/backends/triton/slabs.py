@@ -1,87 +1,38 @@
 """Gradients of wide embeddings: square blocks of the weights, and matrix products with them.
 
 A program that held its sums in registers would be too wide, so a kernel writes a block of W of at
-most ``configs.SLAB_BYTES`` and cuBLAS multiplies it, adding to float32 sums. Square blocks move the
+most ``SLAB_BYTES`` and cuBLAS multiplies it, adding to float32 sums. Square blocks move the
 fewest of those sums, and no sum is added to by two programs at once: the results repeat bit for
 bit.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
+from cl_kernels.backends.gpu.cuts import Slabs
+
+from .folds import Fold
+from .pairs import drop_pairs, keep_both_ways, load_side, pair_logits
 from .problem import Problem
-from .tiles import (
-    LOG2E,
-    drop_pairs,
-    in_range,
-    kernel,
-    load_ids,
-    resident_rows,
-    rounded,
-    tile_products,
-    upstream,
-    weigh_pairs,
-)
+from .tiles import LOG2E, in_range, kernel, resident_rows, rounded, tile_products
+from .weights import load_upstream, weigh_pairs, weigh_self_pairs
 
-GROUP = 8  # row blocks whose tiles are neighbours, for the L2 cache
-
-
-@kernel
-def row_col_weights_kernel(
-    X, Y, SCALE, W, GX, RX, TX, GY, RY, TY, GAIN, XID0, YID0, XID1, YID1,
-    row_start, row_end, col_start, col_end, pitch,
-    D: tl.constexpr, KEEP0: tl.constexpr, KEEP1: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """W[i - row_start, j - col_start] = W_ij, in rows of ``pitch`` elements."""
-    first_row, first_col = block_tile(
-        row_start, row_end, col_start, col_end, GROUP, BLOCK_M, BLOCK_N
-    )
-    rows = first_row + tl.arange(0, BLOCK_M)
-    cols = first_col + tl.arange(0, BLOCK_N)
-    x = resident_rows(X, first_row, row_end, D, EVEN, UPCAST, BLOCK_M, BLOCK_D)
-    products = tile_products(
-        x, X, Y, first_row, first_col, row_end, col_end,
-        D, EVEN, PRECISION, UPCAST, BLOCK_M, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
-    logits = products * (tl.load(SCALE) * LOG2E)
-    gx, rx, tx = upstream(GX, RX, TX, GAIN, rows, row_end, EVEN)
-    gy, ry, ty = upstream(GY, RY, TY, GAIN, cols, col_end, EVEN)
-    weights = weigh_pairs(
-        logits, gx, rx, tx, gy, ry, ty, GX is not None, GY is not None, TX is not None
-    )
-    weights = drop_pairs(
-        weights, 0.0, rows, cols,
-        load_ids(XID0, rows, row_end, KEEP0, EVEN), load_ids(XID1, rows, row_end, KEEP1, EVEN),
-        YID0, YID1, row_end, col_end,
-        KEEP0, KEEP1, EVEN,
-    )  # fmt: skip
-    store_weights(
-        W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch, UPCAST
-    )
+GROUP = tl.constexpr(8)  # row blocks whose tiles are neighbours, for the L2 cache
 
 
 @triton.jit
-def block_tile(
-    row_start, row_end, col_start, col_end,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def block_tile(row_start, row_end, col_start, col_end, TILE: tl.constexpr):
     """First row and column of this program's tile of a block of W."""
-    row_tiles = tl.cdiv(row_end - row_start, BLOCK_M)
-    col_tiles = tl.cdiv(col_end - col_start, BLOCK_N)
+    row_tiles = tl.cdiv(row_end - row_start, TILE.BLOCK_M)
+    col_tiles = tl.cdiv(col_end - col_start, TILE.BLOCK_N)
     row, col = tl.swizzle2d(
         tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles, row_tiles, col_tiles, GROUP
     )
-    return row_start + row * BLOCK_M, col_start + col * BLOCK_N
+    return row_start + row * TILE.BLOCK_M, col_start + col * TILE.BLOCK_N
 
 
 @triton.jit
@@ -97,64 +48,100 @@ def store_weights(
     tl.store(base + (i[:, None] * pitch + j[None, :]), weights, mask=mask)
 
 
+@kernel
+def row_col_weights_kernel(
+    X, Y, SCALE, W, x_side, y_side, x_upstream, y_upstream,
+    row_start, row_end, col_start, col_end, pitch, FOLD: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """W[i - row_start, j - col_start] = W_ij, in rows of ``pitch`` elements."""
+    first_row, first_col = block_tile(row_start, row_end, col_start, col_end, TILE)
+    rows = first_row + tl.arange(0, TILE.BLOCK_M)
+    cols = first_col + tl.arange(0, TILE.BLOCK_N)
+    x = resident_rows(X, first_row, row_end, TILE)
+    products = tile_products(x, X, Y, first_row, first_col, row_end, col_end, TILE)
+    scale = tl.load(SCALE) * LOG2E
+    # Loaded twice, for logits and for dropping: what is not used of it is not loaded.
+    held = load_side(x_side, rows, row_end, TILE.EVEN)
+    logits = pair_logits(products, scale, x_side, held, y_side, cols, col_end, TILE.EVEN)
+    of_rows = load_upstream(x_upstream, rows, row_end, FOLD, TILE.EVEN)
+    of_cols = load_upstream(y_upstream, cols, col_end, FOLD, TILE.EVEN)
+    held = load_side(x_side, rows, row_end, TILE.EVEN)
+    weights = weigh_pairs(logits, x_upstream, of_rows, y_upstream, of_cols, FOLD)
+    weights = drop_pairs(
+        weights, 0.0, products, x_side, held, y_side, rows, cols, row_end, col_end, TILE.EVEN
+    )
+    store_weights(
+        W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch,
+        TILE.UPCAST,
+    )  # fmt: skip
+
+
+@kernel
+def self_weights_kernel(
+    X, SCALE, W, queries, keys, upstream, row_start, row_end, col_start, col_end, pitch,
+    SYMMETRIC: tl.constexpr, FOLD: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The same of a Gram matrix."""
+    first_row, first_col = block_tile(row_start, row_end, col_start, col_end, TILE)
+    rows = first_row + tl.arange(0, TILE.BLOCK_M)
+    cols = first_col + tl.arange(0, TILE.BLOCK_N)
+    x = resident_rows(X, first_row, row_end, TILE)
+    products = tile_products(x, X, X, first_row, first_col, row_end, col_end, TILE)
+    scale = tl.load(SCALE) * LOG2E
+    # Loaded twice, for logits and for dropping: what is not used of it is not loaded.
+    as_queries = load_side(queries, rows, row_end, TILE.EVEN)
+    as_keys = load_side(keys, rows, row_end, TILE.EVEN)
+    logits = pair_logits(products, scale, queries, as_queries, keys, cols, col_end, TILE.EVEN)
+    reverse = pair_logits(products, scale, keys, as_keys, queries, cols, col_end, TILE.EVEN)
+    of_rows = load_upstream(upstream, rows, row_end, FOLD, TILE.EVEN)
+    of_cols = load_upstream(upstream, cols, col_end, FOLD, TILE.EVEN)
+    as_queries = load_side(queries, rows, row_end, TILE.EVEN)
+    as_keys = as_queries if SYMMETRIC else load_side(keys, rows, row_end, TILE.EVEN)
+    weights, of_reverse = weigh_self_pairs(
+        logits, reverse, upstream, of_rows, of_cols, SYMMETRIC, FOLD
+    )
+    weights = keep_both_ways(
+        weights, of_reverse, products, queries, as_queries, keys, as_keys,
+        rows, cols, row_end, col_end, SYMMETRIC, TILE.EVEN,
+    )  # fmt: skip
+    store_weights(
+        W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch,
+        TILE.UPCAST,
+    )  # fmt: skip
+
+
 class Blocks:
-    """The square blocks of W, one after the other in the same memory."""
+    """The blocks of W, one after the other in the same memory."""
 
-    def __init__(self, problem: Problem, rows: int, cols: int):
-        self.problem, self.rows, self.cols = problem, rows, cols
-        size = problem.compute_dtype.itemsize
-        edge = math.isqrt(configs.SLAB_BYTES // size)
-        # A thin W has long blocks; equal blocks leave no sliver at the end.
-        self.row_step = self._step(rows, max(edge, configs.SLAB_BYTES // size // cols))
-        self.col_step = self._step(cols, max(edge, configs.SLAB_BYTES // size // self.row_step))
-        if configs.SLAB_SHAPE is not None:
-            self.row_step, self.col_step = configs.SLAB_SHAPE
-        self.buffer: Tensor | None = None
-
-    @staticmethod
-    def _step(length: int, most: int) -> int:
-        unit = configs.SLAB_UNIT
-        most = max(unit, most // unit * unit)
-        return triton.cdiv(triton.cdiv(length, triton.cdiv(length, most)), unit) * unit
-
-    def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        for r in range(0, self.rows, self.row_step):
-            for c in range(0, self.cols, self.col_step):
-                yield (
-                    slice(r, min(r + self.row_step, self.rows)),
-                    slice(c, min(c + self.col_step, self.cols)),
-                )
-
-    def upper(self) -> Iterator[tuple[slice, slice]]:
-        """Those on and above the diagonal of a square W."""
-        self.col_step = self.row_step
-        return ((rows, cols) for rows, cols in self if cols.start >= rows.start)
+    def __init__(self, problem: Problem, slabs: Slabs):
+        self.problem = problem
+        rows, cols = min(slabs.row_step, slabs.rows), min(slabs.col_step, slabs.cols)
+        self.buffer = torch.empty(
+            rows * _pitch(cols), dtype=problem.compute_dtype, device=problem.device
+        )
 
     def write(
         self, weights_kernel, operands, rows: slice, cols: slice, *args, **constexprs
     ) -> Tensor:
         """W[rows, cols]; the kernel takes ``operands`` before W and ``args`` after it."""
-        problem = self.problem
         M, N = rows.stop - rows.start, cols.stop - cols.start
-        pitch = triton.cdiv(N, 16) * 16  # aligned rows, whatever their length
-        if self.buffer is None:
-            pitches = triton.cdiv(min(self.col_step, self.cols), 16) * 16
-            self.buffer = torch.empty(
-                min(self.row_step, self.rows) * pitches,
-                dtype=problem.compute_dtype, device=problem.device,
-            )  # fmt: skip
+        pitch = _pitch(N)
         weights = self.buffer[: M * pitch].view(M, pitch)
 
         def run(config):
             programs = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
-            problem.launch(
+            self.problem.launch(
                 weights_kernel, programs, config, *operands, weights, *args,
-                rows.start, rows.stop, cols.start, cols.stop, pitch,
-                M=M, N=N, GROUP=GROUP, **constexprs,
+                rows.start, rows.stop, cols.start, cols.stop, pitch, M=M, N=N, **constexprs,
             )  # fmt: skip
 
-        problem.with_config("weights", run)
+        self.problem.with_config("weights", run)
         return weights[:, :N]
+
+
+def _pitch(cols: int) -> int:
+    """Elements of a row in memory: aligned rows, whatever their length."""
+    return triton.cdiv(cols, 16) * 16
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -167,15 +154,17 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
         out.addmm_(a.float(), b.float())
 
 
-def row_col_slabs(problem: Problem, query, key, gain, need_query: bool, need_key: bool):
+def row_col_slabs(problem: Problem, fold: Fold, query, key, need_query: bool, need_key: bool):
     """Sums of the weighted keys for each query, and of the queries for each key: [1, R, width]."""
     sum_query = problem.full((1, *query.rows.shape), 0.0) if need_query else None
     sum_key = problem.full((1, *key.rows.shape), 0.0) if need_key else None
-    blocks = Blocks(problem, problem.M, problem.N)
-    for rows, cols in blocks:
+    slabs = Slabs.of(problem.M, problem.N, problem.compute_dtype.itemsize)
+    blocks = Blocks(problem, slabs)
+    operands = query.rows, key.rows, problem.scale
+    for rows, cols in slabs:
         weights = blocks.write(
-            row_col_weights_kernel, (query.rows, key.rows, problem.scale), rows, cols,
-            query.grad, query.lse, query.taint, key.grad, key.lse, key.taint, gain, *problem.ids,
+            row_col_weights_kernel, operands, rows, cols,
+            query.side, key.side, query.upstream, key.upstream, FOLD=fold,
         )  # fmt: skip
         if sum_query is not None:
             add_product(sum_query[0, rows], weights, key.rows[cols])

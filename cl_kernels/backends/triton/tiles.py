@@ -1,17 +1,12 @@
-"""The pieces of the one tile loop: loads, logits, filters and exponentials.
+"""The pieces of the one tile loop: how it is cut, loads, inner products and stores.
 
-Every kernel visits tiles of BLOCK_M rows of X and BLOCK_N rows of Y. Logits are in base 2 (log2(e)
-is folded into the scale), so that an exponential is one ``exp2``; log-sum-exps in memory are
-natural logarithms. Kernels take the rows' width D as a constexpr that BLOCK_D divides.
-
-Constexprs that the kernels share:
-    KEEP0, KEEP1: what a filter keeps: 0 no filter, 1 equal ids, 2 different ids.
-    EVEN: both row counts are multiples of their blocks, so nothing is masked at the edges.
-    PRECISION: of float32 products, as ``tl.dot`` names it.
-    UPCAST: set under the interpreter only, whose bfloat16 arithmetic is wrong.
+Every kernel visits tiles of BLOCK_M rows of X and BLOCK_N rows of Y. A ``Tile`` says how, as one
+constexpr. Logits are in base 2 (log2(e) is folded into the scale), so that an exponential is one
+``exp2``; what kernels hand out is in natural units.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -30,47 +25,43 @@ INTEGERS = (
 )  # fmt: skip
 kernel = partial(triton.jit, do_not_specialize=INTEGERS)
 
-KEEP_ALL, KEEP_SAME, KEEP_DIFFERENT = 0, 1, 2
+
+class Tile(NamedTuple):
+    """How rows are read and pairs are cut into tiles: a kernel's constexpr TILE."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_D: int  # columns that are read at a time; divides D
+    D: int  # the rows' columns, padded with zeros
+    PITCH: int  # their columns in memory; fewer than D in a search only
+    EVEN: bool  # both row counts are multiples of their blocks: nothing is masked at the edges
+    PRECISION: str  # of float32 products, as ``tl.dot`` names it
+    UPCAST: bool  # under the interpreter only, whose bfloat16 arithmetic is wrong
 
 
 @triton.jit
 def load_rows(
-    X, first, bound, column,
-    D: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr = None,
-):  # fmt: skip
-    """Rows ``first`` ... of X, BLOCK_D of their columns; past the bound, the last row again.
-
-    WIDTH: that of the rows in memory, where it is not D; columns past it are zero.
-    """
+    X, first, bound, column, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr
+):
+    """Rows ``first`` ... of X, BLOCK_D of their columns; past the bound, the last row again."""
     rows = tl.arange(0, BLOCK)
-    if not EVEN:
+    if not TILE.EVEN:
         rows = tl.minimum(rows, bound - 1 - first)
-    PITCH: tl.constexpr = D if WIDTH is None else WIDTH
     cols = tl.arange(0, BLOCK_D)[None, :]
     # The base is 64-bit and what is added to it is small: no offset overflows.
-    base = X + ((tl.zeros((), tl.int64) + first) * PITCH + column)
-    pointers = base + (rows[:, None] * PITCH + cols)
-    if D == PITCH:
+    base = X + ((tl.zeros((), tl.int64) + first) * TILE.PITCH + column)
+    pointers = base + (rows[:, None] * TILE.PITCH + cols)
+    if TILE.D == TILE.PITCH:
         tile = tl.load(pointers)  # [BLOCK, BLOCK_D]
     else:
-        tile = tl.load(pointers, mask=column + cols < PITCH, other=0.0)
-    return tile.to(tl.float32) if UPCAST else tile
+        tile = tl.load(pointers, mask=column + cols < TILE.PITCH, other=0.0)
+    return tile.to(tl.float32) if TILE.UPCAST else tile
 
 
 @triton.jit
 def load_vector(V, rows, bound, EVEN: tl.constexpr):
     """Elements of V; past the bound, the last again."""
     return tl.load(V + (rows if EVEN else tl.minimum(rows, bound - 1)))
-
-
-@triton.jit
-def load_ids(IDS, rows, bound, KEEP: tl.constexpr, EVEN: tl.constexpr):
-    """The rows' ids, or the rows where there is no filter."""
-    if KEEP == 0:
-        return rows
-    else:
-        return load_vector(IDS, rows, bound, EVEN)
 
 
 @triton.jit
@@ -92,38 +83,29 @@ def round_like(weights, X, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def resident_rows(
-    X, first, bound,
-    D: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr = None,
-):  # fmt: skip
-    """The rows that stay for the whole loop, where one tile holds their width."""
-    if D == BLOCK_D:
-        return load_rows(X, first, bound, 0, D, EVEN, UPCAST, BLOCK, BLOCK_D, WIDTH)
+def resident_rows(X, first, bound, TILE: tl.constexpr):
+    """The owner's rows, which stay for the whole loop where one tile holds their width."""
+    if TILE.D == TILE.BLOCK_D:
+        return load_rows(X, first, bound, 0, TILE.BLOCK_M, TILE.D, TILE)
     else:
         return 0
 
 
 @triton.jit
-def tile_products(
-    x, X, Y, first_row, first_col, M, N,
-    D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    WIDTH: tl.constexpr = None,
-):  # fmt: skip
+def tile_products(x, X, Y, first_row, first_col, M, N, TILE: tl.constexpr):
     """Inner products of a tile's rows and columns, float32 [BLOCK_M, BLOCK_N].
 
     ``x`` are the resident rows; wider rows are read again, BLOCK_D columns at a time.
     """
-    if D == BLOCK_D:
-        y = load_rows(Y, first_col, N, 0, D, EVEN, UPCAST, BLOCK_N, BLOCK_D, WIDTH)
-        return tl.dot(x, tl.trans(y), input_precision=PRECISION)
+    if TILE.D == TILE.BLOCK_D:
+        y = load_rows(Y, first_col, N, 0, TILE.BLOCK_N, TILE.D, TILE)
+        return tl.dot(x, tl.trans(y), input_precision=TILE.PRECISION)
     else:
-        products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for column in range(0, D, BLOCK_D):
-            left = load_rows(X, first_row, M, column, D, EVEN, UPCAST, BLOCK_M, BLOCK_D, WIDTH)
-            right = load_rows(Y, first_col, N, column, D, EVEN, UPCAST, BLOCK_N, BLOCK_D, WIDTH)
-            products = tl.dot(left, tl.trans(right), products, input_precision=PRECISION)
+        products = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+        for column in range(0, TILE.D, TILE.BLOCK_D):
+            left = load_rows(X, first_row, M, column, TILE.BLOCK_M, TILE.BLOCK_D, TILE)
+            right = load_rows(Y, first_col, N, column, TILE.BLOCK_N, TILE.BLOCK_D, TILE)
+            products = tl.dot(left, tl.trans(right), products, input_precision=TILE.PRECISION)
         return products
 
 
@@ -134,116 +116,14 @@ def in_range(rows, cols, M, N):
 
 
 @triton.jit
-def drop_by_filter(
-    values, fill, row_ids, COL_IDS, cols, N, KEEP: tl.constexpr, EVEN: tl.constexpr
-):  # fmt: skip
-    if KEEP == 0:
-        return values
-    else:
-        equal = row_ids[:, None] == load_vector(COL_IDS, cols, N, EVEN)[None, :]
-        return tl.where(equal, values, fill) if KEEP == 1 else tl.where(equal, fill, values)
+def row_pointers(OUT, first, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Pointers to the rows ``first`` ... of OUT [R, D]."""
+    base = OUT + (tl.zeros((), tl.int64) + first) * D
+    return base + (tl.arange(0, BLOCK)[:, None] * D + tl.arange(0, D)[None, :])
 
 
 @triton.jit
-def drop_pairs(
-    values, fill, rows, cols, row_ids0, row_ids1, COL_IDS0, COL_IDS1, M, N,
-    KEEP0: tl.constexpr, KEEP1: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """``fill`` where a pair is outside or a filter drops it, [BLOCK_M, BLOCK_N]."""
-    if not EVEN:
-        values = tl.where(in_range(rows, cols, M, N), values, fill)
-    values = drop_by_filter(values, fill, row_ids0, COL_IDS0, cols, N, KEEP0, EVEN)
-    return drop_by_filter(values, fill, row_ids1, COL_IDS1, cols, N, KEEP1, EVEN)
-
-
-@triton.jit
-def finite_or_zero(x):
-    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
-
-
-@triton.jit
-def exponentials(logits, run_max, FIXED: tl.constexpr, AXIS: tl.constexpr):
-    """A tile's exponentials, by which factor what was summed before shrinks, and the new maximum.
-
-    FIXED: ``run_max`` is a shift that never changes. Otherwise it is the running maximum, which an
-    infinite logit does not turn into inf - inf.
-    """
-    if FIXED:
-        shift = run_max
-        new_max = run_max
-        shrink = tl.full(run_max.shape, 1.0, tl.float32)
-    else:
-        new_max = tl.maximum(run_max, tl.max(logits, AXIS))
-        shift = finite_or_zero(new_max)
-        shrink = tl.exp2(run_max - shift)
-    return tl.exp2(logits - tl.expand_dims(shift, AXIS)), shrink, new_max
-
-
-@triton.jit
-def start_maximum(shift, FIXED: tl.constexpr, BLOCK: tl.constexpr):
-    if FIXED:
-        return tl.zeros((BLOCK,), tl.float32) + shift
-    else:
-        return tl.full((BLOCK,), float("-inf"), tl.float32)
-
-
-@triton.jit
-def logarithm(maximum, total):
-    """Natural log-sum-exp of a base-2 maximum (or shift) and the sum of exponentials above it."""
-    return (maximum + tl.log2(total)) * LN2
-
-
-@triton.jit
-def store_column_sums(
-    MAXIMA, SUMS, offsets, mask, logits, terms, FIXED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """A tile's column maxima and sums of exponentials above them; with a fixed shift the rows'
-    exponentials serve the columns too."""
-    if not FIXED:
-        terms, _, maximum = exponentials(logits, start_maximum(0.0, False, BLOCK), False, 0)
-        tl.store(MAXIMA + offsets, maximum, mask=mask)
-    tl.store(SUMS + offsets, tl.sum(terms, 0), mask=mask)
-
-
-@triton.jit
-def upstream(GRAD, LSE, TAINT, GAIN, rows, bound, EVEN: tl.constexpr):
-    """Some rows' upstream gradient, base-2 log-sum-exp and taint; zeros where they are None.
-
-    A row with no kept pair has no gradient, whatever comes from upstream.
-    """
-    if GRAD is None:
-        grad = tl.zeros(rows.shape, tl.float32)
-        lse = grad
-    else:
-        lse = load_vector(LSE, rows, bound, EVEN)
-        grad = tl.where(lse == float("-inf"), 0.0, load_vector(GRAD, rows, bound, EVEN))
-        if GAIN is not None:
-            grad *= tl.load(GAIN)
-        lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
-    taint = grad
-    if TAINT is not None:
-        taint = load_vector(TAINT, rows, bound, EVEN)
-    return grad, lse, taint
-
-
-@triton.jit
-def weigh_pairs(
-    logits, gx, rx, tx, gy, ry, ty,
-    OF_ROWS: tl.constexpr, OF_COLS: tl.constexpr, TAINTED: tl.constexpr,
-):  # fmt: skip
-    """Weights of a tile's pairs: each side's upstream gradient times its softmax."""
-    if OF_ROWS and OF_COLS:
-        if TAINTED:
-            rx += tx
-            ry += ty
-        weights = gx[:, None] * tl.exp2(logits - rx[:, None])
-        weights += gy[None, :] * tl.exp2(logits - ry[None, :])
-    elif OF_ROWS:
-        weights = gx[:, None] * tl.exp2(logits - rx[:, None])
-        if TAINTED:
-            weights += ty[None, :]
-    else:
-        weights = gy[None, :] * tl.exp2(logits - ry[None, :])
-        if TAINTED:
-            weights += tx[:, None]
-    return weights
+def store_each(OUTS, offsets, values, mask):
+    """OUTS[n][offsets] = values[n] of two tuples."""
+    for n in tl.static_range(len(OUTS)):  # pyright: ignore[reportGeneralTypeIssues]
+        tl.store(OUTS[n] + offsets, values[n], mask=mask)

@@ -6,39 +6,59 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import triton.language as tl
+
 from . import configs
+from .backward import row_col_bwd_kernel
 from .configs import Config
-from .gradients import row_col_logsumexp_bwd_kernel
-from .logsumexp import (
-    row_col_logsumexp_fwd_kernel,
-    row_logsumexp_fwd_kernel,
-    row_logsumexp_mean_key_kernel,
-)
-from .self_logsumexp import (
-    self_logsumexp_bwd_kernel,
-    self_logsumexp_fwd_kernel,
-    self_weights_kernel,
-)
-from .slabs import GROUP, row_col_weights_kernel
-from .tiles import INTEGERS, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME
-from .topk import Search, stored_config, topk_scan_kernel
+from .folds import BOUNDED_LOGSUMEXP, LOGSUMEXP, Fold
+from .forward import row_col_fwd_kernel
+from .gram import self_bwd_kernel, self_fwd_kernel
+from .pairs import KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
+from .search import Search, stored_config
+from .slabs import row_col_weights_kernel, self_weights_kernel
+from .tiles import INTEGERS, Tile
+from .topk import topk_scan_kernel
+from .weighted_key import row_weighted_key_kernel
+from .weights import Upstream
 
 KERNELS: dict[str, tuple[Any, ...]] = {
-    "row_forward": (row_logsumexp_fwd_kernel,),
-    "row_col_forward": (row_col_logsumexp_fwd_kernel,),
-    "self_forward": (self_logsumexp_fwd_kernel,),
-    "mean_key": (row_logsumexp_mean_key_kernel,),
-    "backward": (row_col_logsumexp_bwd_kernel, self_logsumexp_bwd_kernel),
-    "backward_both": (row_col_logsumexp_bwd_kernel,),
-    "self_backward": (self_logsumexp_bwd_kernel,),
+    "row_forward": (row_col_fwd_kernel,),
+    "row_col_forward": (row_col_fwd_kernel,),
+    "self_forward": (self_fwd_kernel,),
+    "mean_key": (row_weighted_key_kernel,),
+    "backward": (row_col_bwd_kernel, self_bwd_kernel),
+    "backward_both": (row_col_bwd_kernel,),
+    "self_backward": (self_bwd_kernel,),
     "weights": (row_col_weights_kernel, self_weights_kernel),
     "topk": (topk_scan_kernel,),
 }
-OPERANDS = ("Q", "K", "X", "Y", "W")
-IDS = ("QID0", "KID0", "QID1", "KID1", "XID0", "YID0", "XID1", "YID1")
-INT32 = (*IDS, "COUNTS")
-INT64 = ("BOUND", "SURVIVORS", "OFFSETS", "KEYS")
-TAINTS = ("TX", "TY", "TAINT", "TAINT_Q", "TAINT_K")
+FLOATS, INT32, INT64 = "*fp32", "*i32", "*i64"
+
+
+class Use(NamedTuple):
+    """What of a kernel a call asks for."""
+
+    name: str
+    even: bool = True
+    keeps: tuple[int, ...] = ()  # what each filter keeps
+    bounded: bool = False  # logits
+    bounds: bool = False  # of queries' similarities
+    rows_only: bool = False  # weights have no term of the columns
+    options: bool = True  # of a search: factors, bounds, exclusions
+    stored: bool = False  # a search keeps all pairs
+
+    @property
+    def filtered(self) -> bool:
+        return bool(self.keeps)
+
+
+SHIFTED = Use("even, fixed shift", bounded=True)
+PLAIN = Use("even")
+RAGGED = Use("ragged", even=False)
+BOUNDS = Use("ragged, a filter and bounds", even=False, keeps=(KEEP_DIFFERENT,), bounds=True)
+FILTERED = Use("ragged, two filters", even=False, keeps=(KEEP_SAME, KEEP_DIFFERENT))
+BARE = Use("even, no options", options=False)
 
 
 @dataclass
@@ -46,82 +66,104 @@ class Variant:
     """One compilation: ``ASTSource(kernel, signature, constexprs, attrs)`` and its options."""
 
     kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    attrs: dict[tuple[int], list]
+    family: str
+    tile: Tile
     config: Config
     label: str
-    options: dict[str, Any]
+    arguments: dict[str, Any]  # types, and constexprs as they are
+
+    def __post_init__(self) -> None:
+        self.signature: dict[str, Any] = {}
+        self.constexprs: dict[tuple[int, ...], Any] = {}  # by their place, in tuples too
+        self.attrs: dict[tuple[int, ...], list] = {}
+        for i, name in enumerate(self.kernel.arg_names):
+            self.signature[name] = self._typed(self.arguments[name], (i,))
+            if name == "pitch":
+                self.attrs[(i,)] = [["tt.divisibility", 16]]
+
+    def _typed(self, argument: Any, place: tuple[int, ...]) -> Any:
+        if isinstance(argument, str):
+            if argument.startswith("*"):
+                self.attrs[place] = [["tt.divisibility", 16]]
+            return argument
+        if isinstance(argument, tuple):
+            parts = [self._typed(part, (*place, i)) for i, part in enumerate(argument)]
+            return argument._make(parts) if hasattr(argument, "_make") else tuple(parts)  # pyright: ignore[reportAttributeAccessIssue]
+        value = argument.value if isinstance(argument, tl.constexpr) else argument
+        self.constexprs[place] = value
+        return "constexpr"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "num_warps": self.config.num_warps, "num_stages": self.config.num_stages,
+            "enable_fp_fusion": True, "maxnreg": Search.maxnreg if self.family == "topk" else None,
+        }  # fmt: skip
 
 
-class Use(NamedTuple):
-    """What of a kernel a call asks for."""
-
-    name: str
-    filtered: bool
-    even: bool
-    fixed: bool
-    without: tuple[str, ...] = ()  # more arguments that are None
-
-
-SHIFTED = Use("even, fixed shift", False, True, True)
-PLAIN = Use("even", False, True, False)
-RAGGED = Use("ragged", False, False, False)
-FILTERED = Use("ragged, two filters", True, False, False)
-BARE = Use(
-    "even, no options", False, True, False,
-    ("QUERY_FACTOR", "KEY_FACTOR", "BELOW", "ABOVE", "OFFSETS", "KEYS"),
-)  # fmt: skip
+def sides(use: Use, bounds: bool) -> tuple[Side, Side]:
+    """Of queries, with bounds of their similarities or without, and of keys."""
+    missing = MAX_FILTERS - len(use.keeps)
+    ids = (INT32,) * len(use.keeps) + (None,) * missing
+    keep = use.keeps + (KEEP_ALL,) * missing
+    bound = FLOATS if bounds else None
+    return Side(ids, keep, bound, bound), Side(ids, keep)
 
 
-def pointed_type(name: str, operand: str) -> str:
-    if name in OPERANDS:
-        return operand
-    return "i32" if name in INT32 else "i64" if name in INT64 else "fp32"
+def states(fold: Fold) -> tuple[str, ...]:
+    return (FLOATS,) * len(fold.nothing)
 
 
-def variant(kernel, family, kind, width, config, use: Use, dtype="bf16") -> Variant:
+def pair_arguments(family: str, use: Use, operand: str) -> dict[str, Any]:
+    """Of kernels that visit pairs for a statistic."""
+    fold = BOUNDED_LOGSUMEXP if use.bounded else LOGSUMEXP
+    forward = family.endswith("forward")
+    taint = FLOATS if (use.filtered and not forward) or family == "weights" else None
+    upstream = Upstream(FLOATS, FLOATS, taint, FLOATS if operand == "*fp16" else None)
+    of_cols = upstream._replace(grad=None, value=None) if use.rows_only else upstream
+    queries, keys = sides(use, use.bounds)
+    if use.bounds and not forward:
+        keys = keys._replace(below=FLOATS)  # of keys that were zeroed
+    return {
+        "SCALE": FLOATS, "queries": queries, "keys": keys, "x_side": queries, "y_side": keys,
+        "upstream": upstream, "x_upstream": upstream, "y_upstream": of_cols,
+        "ROW": FLOATS if family == "mean_key" else (FLOATS,),
+        "COL": states(fold) if family == "row_col_forward" else None,
+        "STATES": states(fold), "shift": "fp32",
+        "MEAN": FLOATS, "TAINT_X": taint, "TAINT_Y": taint,
+        "SUM": FLOATS, "SUM_X": FLOATS, "SUM_Y": None if family == "backward" else FLOATS,
+        "W": operand, "pitch": "i32",
+        "WHOLE": True, "SYMMETRIC": not use.bounds, "UPPER": family == "self_backward",
+        "FOLD": tl.constexpr(fold),
+    }  # fmt: skip
+
+
+def search_arguments(use: Use) -> dict[str, Any]:
+    factor = FLOATS if use.options else None
+    lists = INT64 if use.options and not use.stored else None
+    queries, keys = sides(use, use.options)
+    return {
+        "queries": queries, "keys": keys,
+        "QUERY_FACTOR": factor, "KEY_FACTOR": factor, "BOUND": None if use.stored else INT64,
+        "SURVIVORS": INT64, "COUNTS": INT32, "OFFSETS": lists, "KEYS": lists,
+    }  # fmt: skip
+
+
+def variant(
+    kernel, family: str, kind: str, width: int, config: Config, use: Use, dtype: str = "bf16"
+) -> Variant:
     """One use of a kernel with one configuration."""
-    filtered = use.filtered
-    absent = use.without if filtered else (*use.without, *IDS)
-    if not filtered and family != "weights":
-        absent += TAINTS
-    if dtype != "fp16":
-        absent += ("GAIN",)
-    if family == "backward":
-        absent += ("SUM_Y",)
     D = width if width < configs.WIDE else 768
-    operand = {"half": dtype}.get(kind, "fp32")
-    constexprs = {
-        "D": D, "KEEP0": KEEP_SAME if filtered else KEEP_ALL,
-        "KEEP1": KEEP_DIFFERENT if filtered else KEEP_ALL, "FIXED": use.fixed,
-        "WIDTH": None, "EVEN": use.even, "SYMMETRIC": True, "UPPER": family == "self_backward",
-        "PRECISION": configs.precision(kind), "UPCAST": False, "GROUP": GROUP,
-        "BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N,
-        "BLOCK_D": min(config.BLOCK_D or D, D),
-    }  # fmt: skip
-    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    signature, attrs = {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        if name in constexprs:
-            signature[name] = "constexpr"
-        elif name in absent:
-            signature[name] = "constexpr"
-            constexprs[name] = None
-        elif name in INTEGERS or name == "pitch":
-            signature[name] = "i32"
-        elif name == "shift":
-            signature[name] = "fp32"
-        else:
-            signature[name] = f"*{pointed_type(name, operand)}"
-        if name == "pitch" or signature[name].startswith("*"):
-            attrs[(i,)] = [["tt.divisibility", 16]]
-    label = f"{kernel.__name__} {kind} D={D} {tuple(config)} {use.name}"
-    options = {
-        "num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True,
-        "maxnreg": Search.maxnreg if family == "topk" else None,
-    }  # fmt: skip
-    return Variant(kernel, signature, constexprs, attrs, config, label, options)
+    operand = f"*{dtype}" if kind == "half" else FLOATS
+    tile = Tile(
+        config.BLOCK_M, config.BLOCK_N, min(config.BLOCK_D or D, D), D, D, use.even,
+        configs.precision(kind), UPCAST=False,
+    )  # fmt: skip
+    arguments: dict[str, Any] = dict.fromkeys(INTEGERS, "i32")
+    arguments |= {"X": operand, "Y": operand, "TILE": tl.constexpr(tile)}
+    arguments |= search_arguments(use) if family == "topk" else pair_arguments(family, use, operand)
+    label = f"{family} {kernel.__name__} {kind} D={D} {tuple(config)} {use.name}"
+    return Variant(kernel, family, tile, config, label, arguments)
 
 
 def variants(arch: int) -> Iterator[Variant]:
@@ -138,22 +180,18 @@ def variants(arch: int) -> Iterator[Variant]:
         else:
             uses = (SHIFTED, PLAIN, RAGGED, FILTERED)
         if base == "topk":
-            yield from topk_variants(kind, width, config, (BARE, *uses))
+            yield from topk_variants(kind, width, config)
             continue
         for kernel in KERNELS[base]:
             for use in uses:
-                if use is SHIFTED and "FIXED" not in kernel.arg_names:
-                    continue
-                yield variant(kernel, base, kind, width, config, use)
+                if use is not SHIFTED or base.endswith("forward"):
+                    yield variant(kernel, base, kind, width, config, use)
 
 
-def topk_variants(kind, width, config, uses) -> Iterator[Variant]:
+def topk_variants(kind: str, width: int, config: Config) -> Iterator[Variant]:
     """Scans with bounds, and those that store all pairs."""
-    stored = ("BOUND", "OFFSETS", "KEYS")
-    for of_config, without in ((config, ()), (stored_config(config), stored)):
-        for use in uses:
-            if use not in (SHIFTED, RAGGED):
-                use = use._replace(
-                    name=use.name + ", all stored" * bool(without), without=use.without + without
-                )
-                yield variant(topk_scan_kernel, "topk", kind, width, of_config, use)
+    for use in (BARE, PLAIN, FILTERED):
+        yield variant(topk_scan_kernel, "topk", kind, width, config, use)
+    for use in (BARE, PLAIN, FILTERED):
+        use = use._replace(name=use.name + ", all stored", stored=True)
+        yield variant(topk_scan_kernel, "topk", kind, width, stored_config(config), use)

@@ -1,10 +1,11 @@
-"""Forward kernels: rows, rows and columns, and the Gram matrix's rows."""
+"""Forward kernels: rows, rows and columns, the Gram matrix's rows, and weighted keys."""
 
 import pytest
 import torch
 
 from cl_kernels.backends import reference
 from cl_kernels.backends import triton as kernels
+from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs
 
 from .cases import (
@@ -13,6 +14,7 @@ from .cases import (
     Case,
     assert_gradient,
     assert_value,
+    bounds_of,
     filters_of,
     random_case,
     unit_rows,
@@ -20,17 +22,10 @@ from .cases import (
 
 
 def check_forward(case, gram=True):
-    assert_value(
-        kernels.row_logsumexp(*case.args), reference.row_logsumexp(*case.exact), case.scale
-    )
-    pairs = zip(
-        kernels.row_col_logsumexp(*case.args), reference.row_col_logsumexp(*case.exact), strict=True
-    )
-    for actual, expected in pairs:
-        assert_value(actual, expected, case.scale)
-    if gram:
-        expected = reference.self_logsumexp(*case.exact_self)
-        assert_value(kernels.self_logsumexp(*case.self_args), expected, case.scale)
+    for name in ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")[: 2 + gram]:
+        pairs = zip(case.forward(kernels, name), case.exact.forward(reference, name), strict=True)
+        for actual, expected in pairs:
+            assert_value(actual, expected, case.scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -39,7 +34,7 @@ def test_values(dtype, scale, bound):
     check_forward(random_case(dtype=dtype, scale=scale, bound=bound))
 
 
-@pytest.mark.parametrize("name", ["different", "same", "two"])
+@pytest.mark.parametrize("name", ["different", "same", "two", "three"])
 @pytest.mark.parametrize("bound", [None, 20.0])
 def test_filters(name, bound):
     check_forward(random_case(40, 50, filters=filters_of(name, 40, 50), bound=bound), gram=False)
@@ -63,15 +58,14 @@ def test_width_read_in_chunks(monkeypatch, bound):
 @pytest.mark.parametrize("bound", [None, 20.0])
 def test_column_sums_in_waves(monkeypatch, bound):
     """Workspace for the partial sums of two row blocks at a time."""
-    monkeypatch.setattr(configs, "PARTIAL_BYTES", 2 * 50 * 4)
+    monkeypatch.setattr(cuts, "PARTIAL_BYTES", 2 * 50 * 4)
     check_forward(random_case(110, 50, bound=bound))
 
 
 def test_scale_zero_counts_keys():
     case = random_case(40, 50, scale=0.0)
-    torch.testing.assert_close(
-        kernels.row_logsumexp(*case.args), torch.full((40,), 50.0, device=DEVICE).log()
-    )
+    (row,) = case.forward(kernels, "row_logsumexp")
+    torch.testing.assert_close(row, torch.full((40,), 50.0, device=DEVICE).log())
 
 
 def test_logits_far_from_zero():
@@ -85,7 +79,7 @@ def test_rows_without_a_key(bound):
     query_ids = torch.arange(40, device=DEVICE) % 7
     filters = [(query_ids, query_ids.clamp_max(5), True)]
     case = random_case(40, 40, filters=filters, bound=bound)
-    row = kernels.row_logsumexp(*case.args)
+    (row,) = case.forward(kernels, "row_logsumexp")
     assert (row[query_ids == 6] == -torch.inf).all()
     check_forward(case)
 
@@ -110,38 +104,49 @@ def test_filters_that_are_not_symmetric():
 @pytest.mark.parametrize(("M", "N"), [(0, 5), (5, 0), (0, 0)])
 def test_empty(M, N):
     case = random_case(M, N, 8, peaked=False)
-    row, col = kernels.row_col_logsumexp(*case.args)
+    row, col = case.forward(kernels, "row_col_logsumexp")
     assert row.shape == (M,)
     assert col.shape == (N,)
     assert (row == -torch.inf).all() and (col == -torch.inf).all()
-    assert kernels.row_logsumexp_mean_key(*case.args)[1].shape == (M, 8)
-    assert kernels.self_logsumexp(*case.self_args).shape == (M,)
+    assert case.weighted_key(kernels)[1].shape == (M, 8)
+    assert case.forward(kernels, "self_logsumexp")[0].shape == (M,)
+
+
+def check_weighted_key(case):
+    lse, key = case.weighted_key(kernels)
+    exact_lse, exact_key = case.exact.weighted_key(reference)
+    assert_value(lse, exact_lse, case.scale)
+    assert_gradient(key, exact_key, case.query.dtype, case.scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["none", "two"])
 @pytest.mark.parametrize("D", [40, 300])
-def test_mean_key(dtype, name, D):
-    case = random_case(40, 50, D, dtype=dtype, filters=filters_of(name, 40, 50))
-    lse, mean = kernels.row_logsumexp_mean_key(*case.args)
-    exact_lse, exact_mean = reference.row_logsumexp_mean_key(*case.exact)
-    assert_value(lse, exact_lse, case.scale)
-    assert_gradient(mean, exact_mean, dtype, case.scale)
+def test_weighted_key(dtype, name, D):
+    check_weighted_key(random_case(40, 50, D, dtype=dtype, filters=filters_of(name, 40, 50)))
 
 
-def test_mean_key_of_few_queries_is_split():
-    case = random_case(5, 300, 32)
-    lse, mean = kernels.row_logsumexp_mean_key(*case.args)
-    exact_lse, exact_mean = reference.row_logsumexp_mean_key(*case.exact)
-    assert_value(lse, exact_lse, case.scale)
-    assert_gradient(mean, exact_mean, torch.float32, case.scale)
+def test_weighted_key_of_few_queries_is_split():
+    check_weighted_key(random_case(5, 300, 32))
 
 
-def test_mean_key_of_rows_that_are_not_finite():
+def test_weighted_key_of_rows_that_are_not_finite():
     case = random_case(40, 40, filters=filters_of("different", 40, 40))
     case.key[7] = torch.nan
     case.query[9] = torch.nan
-    lse, mean = kernels.row_logsumexp_mean_key(*case.args)
-    exact_lse, exact_mean = reference.row_logsumexp_mean_key(*case.exact)
-    assert_value(lse, exact_lse, case.scale)
-    assert_gradient(mean, exact_mean, torch.float32, case.scale)
+    check_weighted_key(case)
+
+
+@pytest.mark.parametrize("bound", [None, 20.0])
+@pytest.mark.parametrize("name", ["none", "two"])
+def test_bounds_of_similarities(name, bound):
+    filters = filters_of(name, 40, 40)
+    bounds = bounds_of(40)
+    for chosen in (bounds, {"below": bounds["below"]}, {"above": bounds["above"]}):
+        case = random_case(40, 40, filters=filters, bound=bound, **chosen)
+        check_forward(case)
+        check_weighted_key(case)
+    case.key[7] = torch.nan  # neither below nor above anything
+    case.query[9] = torch.nan
+    check_forward(case)
+    check_weighted_key(case)

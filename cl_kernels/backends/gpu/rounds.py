@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import triton
-
-from .configs import Config
+from .cuts import ceil_div
 
 WORKSPACE = 62 * 10**6  # bytes of a wave's survivors and results; small vectors make it 64 MB
 FEW_KEYS = 1024  # so many are one round, all of whose pairs are stored
@@ -35,19 +33,19 @@ class Plan(NamedTuple):
     def buffers(self) -> int:
         return self.parts + self.carried
 
-    def check(self, k: int, config: Config) -> None:
+    def check(self, k: int, block_n: int) -> None:
         """Raises unless the buffers hold what the rounds put into them: kernels do not look.
 
         A round that stores all its pairs has a place for each; in the others a tile comes to at
         least k pairs, of which none may be dropped.
         """
-        least = config.BLOCK_N + k if self.bounded else 0
+        least = block_n + k if self.bounded else 0
         stored = self.ends[:1] if self.bounded else self.ends
         for begin, end in zip((0, *stored), stored, strict=False):
-            least = max(least, triton.cdiv(end - begin, self.parts) * config.BLOCK_N)
+            least = max(least, ceil_div(end - begin, self.parts) * block_n)
         if self.capacity < least:
             raise ValueError(
-                f"capacity: expected at least {least} places for tiles of {config.BLOCK_N} keys "
+                f"capacity: expected at least {least} places for tiles of {block_n} keys "
                 f"and k = {k}, got {self.capacity}"
             )
 
@@ -60,9 +58,10 @@ def stride(tiles: int) -> int:
     return step
 
 
-def plan(M: int, N: int, k: int, config: Config, processors: int) -> Plan:
+def plan(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> Plan:
+    """For tiles of so many queries and keys."""
     bounded = k <= SCAN_K and N > FEW_KEYS
-    return (_bounded if bounded else _stored)(M, N, k, config, processors)
+    return (_bounded if bounded else _stored)(M, N, k, tile, processors)
 
 
 def _wave(M: int, places: int, k: int, block: int) -> int:
@@ -71,35 +70,37 @@ def _wave(M: int, places: int, k: int, block: int) -> int:
     if most >= M:
         return M
     block = block if most >= block else 1
-    waves = triton.cdiv(M, most // block * block)
-    return triton.cdiv(triton.cdiv(M, waves), block) * block
+    waves = ceil_div(M, most // block * block)
+    return ceil_div(ceil_div(M, waves), block) * block
 
 
-def _bounded(M: int, N: int, k: int, config: Config, processors: int) -> Plan:
-    tiles = triton.cdiv(N, config.BLOCK_N)
-    capacity = triton.cdiv(config.BLOCK_N + k + SPARE, UNIT) * UNIT
-    wanted = triton.cdiv(2 * processors, triton.cdiv(M, config.BLOCK_M))
+def _bounded(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> Plan:
+    block_m, block_n = tile
+    tiles = ceil_div(N, block_n)
+    capacity = ceil_div(block_n + k + SPARE, UNIT) * UNIT
+    wanted = ceil_div(2 * processors, ceil_div(M, block_m))
     parts = max(LEAST_PARTS, min(wanted, tiles // 4))
-    rows = _wave(M, (parts + 1) * capacity, k, config.BLOCK_M)
-    first = min(tiles, parts * (capacity // config.BLOCK_N))
+    rows = _wave(M, (parts + 1) * capacity, k, block_m)
+    first = min(tiles, parts * (capacity // block_n))
     # Where v visits follow u, about k * v / u pairs survive: half of what fits.
-    growth = 1 + parts * (capacity - config.BLOCK_N) / (2 * k)
+    growth = 1 + parts * (capacity - block_n) / (2 * k)
     rounds = math.ceil(math.log(tiles / first, growth))
     ends = (round(first * (tiles / first) ** (i / rounds)) for i in range(1, rounds + 1))
     return Plan(rows, parts, capacity, 1, (first, *ends), True)
 
 
-def _stored(M: int, N: int, k: int, config: Config, processors: int) -> Plan:
-    tiles = triton.cdiv(N, config.BLOCK_N)
-    programs = triton.cdiv(M, config.BLOCK_M) * tiles
+def _stored(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> Plan:
+    block_m, block_n = tile
+    tiles = ceil_div(N, block_n)
+    programs = ceil_div(M, block_m) * tiles
     visits = max(1, min(4, programs // (2 * processors)))  # of a part
-    capacity = visits * config.BLOCK_N
-    parts = triton.cdiv(tiles, visits)
-    rows = _wave(M, min(parts * capacity, STORED_KEYS + 3 * k), k, config.BLOCK_M)
+    capacity = visits * block_n
+    parts = ceil_div(tiles, visits)
+    rows = _wave(M, min(parts * capacity, STORED_KEYS + 3 * k), k, block_m)
     places = (WORKSPACE // rows - 12 * k) // 8
     if parts * capacity <= places:
         return Plan(rows, parts, capacity, 0, (tiles,), False)
-    carried = triton.cdiv(k, capacity)
+    carried = ceil_div(k, capacity)
     parts = max(1, places // capacity - carried)
     ends = (*range(parts * visits, tiles, parts * visits), tiles)
     return Plan(rows, parts, capacity, carried, ends, False)

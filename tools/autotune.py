@@ -1,6 +1,6 @@
 """Measures configurations on this machine's GPU and prints the line of the table for the fastest.
 
-    python -m cl_kernels.backends.triton.autotune --family weights --width 768 --rows 65536
+    python -m tools.autotune --family weights --width 768 --rows 65536
 
 Nothing runs it by itself: a line is added to ``table.py`` by hand, once it is believed.
 """
@@ -8,20 +8,20 @@ Nothing runs it by itself: a line is added to ``table.py`` by hand, once it is b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 import triton.testing
 
-from . import configs
-from .gradients import row_col_logsumexp_backward, row_logsumexp_mean_key
-from .logsumexp import row_col_logsumexp, row_logsumexp
-from .self_logsumexp import self_logsumexp, self_logsumexp_backward
-from .table import Config
-from .topk import topk
+from cl_kernels.backends import triton as kernels
+from cl_kernels.backends.triton import configs
+from cl_kernels.backends.triton.configs import Config, configured_as
+from cl_kernels.calls import Call
+from cl_kernels.pairs import Pairs
+from cl_kernels.statistics.table import STATISTICS
 
 SELF_FAMILIES = ("self_forward", "self_backward")
 FUSED_FAMILIES = ("mean_key", "backward", "backward_both", "self_backward")
@@ -50,41 +50,18 @@ def operation(family: str, rows: int, width: int, dtype: torch.dtype) -> Callabl
     x = torch.nn.functional.normalize(torch.randn(rows, width, device="cuda"), dim=1).to(dtype)
     y = x[torch.randperm(rows, device="cuda")]
     if family == "topk":
-        return partial(topk, x, y, 10, None, None, [], [], [], None, None, None, None)
-    scale = torch.tensor(14.0, device="cuda")
-    options = [], [], [], None, None, None, None, dtype, None
-    if family == "row_forward":
-        return partial(row_logsumexp, x, y, scale, *options)
-    if family == "row_col_forward":
-        return partial(row_col_logsumexp, x, y, scale, *options)
+        return partial(kernels.topk, x, y, 10, None, None, None, None, Pairs())
+    sides = {"row_forward": "row", "mean_key": "row"}.get(family, "row_col")
+    statistic = STATISTICS[f"{'self' if family in SELF_FAMILIES else sides}_logsumexp"]
+    scale, call = torch.tensor(14.0, device="cuda"), Call(Pairs(), dtype, None)
+    arguments = x, None if statistic.of_one else y, scale, call
     if family == "mean_key":
-        return partial(row_logsumexp_mean_key, x, y, scale, *options)
-    if family == "self_forward":
-        return partial(self_logsumexp, x, scale, *options)
-    grad = torch.full((rows,), 1 / rows, device="cuda")
-    if family == "self_backward":
-        lse = self_logsumexp(x, scale, *options)
-        return partial(self_logsumexp_backward, grad, lse, x, scale, *options)
-    row, col = row_col_logsumexp(x, y, scale, *options)
-    return partial(
-        row_col_logsumexp_backward, grad, grad, row, col, x, y, scale, *options, True, True
-    )
-
-
-@contextmanager
-def configured_as(lines: Mapping[str, Config]) -> Iterator[None]:
-    """Kernels of these families with one configuration each, whatever the table says."""
-    original = configs.candidates
-
-    def candidates(arch: int, family: str, kind: str, width: int) -> list[Config]:
-        config = lines.get(family.removesuffix("_masked"))
-        return [config] if config else original(arch, family, kind, width)
-
-    configs.candidates = candidates
-    try:
-        yield
-    finally:
-        configs.candidates = original
+        return partial(kernels.weighted_key, statistic, *arguments)
+    if family.endswith("forward"):
+        return partial(kernels.forward, statistic, *arguments)
+    values = kernels.forward(statistic, *arguments)
+    grads = [torch.full((rows,), 1 / rows, device="cuda") for _ in values]
+    return partial(kernels.backward, statistic, grads, values, *arguments, (True, True))
 
 
 def tune(family: str, rows: int, width: int, dtype: torch.dtype) -> str:
@@ -100,9 +77,10 @@ def tune(family: str, rows: int, width: int, dtype: torch.dtype) -> str:
         for config in dict.fromkeys((default, *space(family, padded))):
             try:
                 with configured_as({family: config}):
-                    times[config] = triton.testing.do_bench(call, return_mode="median")
+                    median: Any = triton.testing.do_bench(call, return_mode="median")
             except RuntimeError:  # it does not fit
                 continue
+            times[config] = median
             print(f"# {times[config]:9.3f} ms {config}", flush=True)
     finally:
         torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,36 @@
+"""The backend's statistics: a call's problem, handed to the kernels that serve its sides."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .backward import row_col_backward
+from .folds import FOLDS
+from .forward import row_col_forward
+from .gram import self_backward, self_forward
+from .problem import Problem
+from .weighted_key import row_weighted_key
+
+
+def forward(statistic, query, key, scale, call) -> tuple[Tensor, ...]:
+    problem = Problem(query, key, scale, *call)
+    fold = problem.fold(statistic.fold.name)
+    if statistic.of_one:
+        return self_forward(problem, fold)
+    return row_col_forward(problem, fold, both=statistic.sides == "row_col")
+
+
+def weighted_key(statistic, query, key, scale, call) -> tuple[Tensor, Tensor]:
+    assert statistic.fold.name == "logsumexp", statistic
+    return row_weighted_key(Problem(query, key, scale, *call))
+
+
+def backward(statistic, grads, values, query, key, scale, call, needs):
+    problem = Problem(query, key, scale, *call)
+    fold, _ = FOLDS[statistic.fold.name]
+    given = list(zip(grads, values[:: len(fold.empty)], strict=True))  # a side's first value
+    if statistic.of_one:
+        grad, grad_scale = self_backward(problem, fold, *given[0])
+        return grad, problem.empty(0), grad_scale
+    of_rows, of_cols = (*given, None)[:2]
+    return row_col_backward(problem, fold, of_rows, of_cols, needs)
