@@ -35,6 +35,7 @@ class LossCase(NamedTuple):
         inverted: Whether that is a temperature, which divides them.
         typical: What the scale argument is in the benchmarks.
         views: Whether the similarity matrix is that of the 2B rows of both sets with themselves.
+        softmax: Whether a row is one classification: without negatives its loss is 0.
         options: Sets of further arguments by name, made for batches of so many rows; the tests try
             each, and train the floating tensors among them too.
         goals: By rows of the similarity matrix and width.
@@ -51,6 +52,7 @@ class LossCase(NamedTuple):
     inverted: bool
     typical: float
     views: bool
+    softmax: bool
     options: dict[str, Callable[[int, int], dict[str, Any]]]
     goals: dict[tuple[int, int], Goal]
     title: str
@@ -105,6 +107,7 @@ LOSSES = {
             inverted=True,
             typical=0.5,
             views=True,
+            softmax=True,
             options={
                 "plain": plain,
                 "queue": lambda B, D: {"negative_keys": torch.randn(33, D)},
@@ -129,6 +132,7 @@ LOSSES = {
             inverted=True,
             typical=0.1,
             views=False,
+            softmax=True,
             options={
                 "plain": plain,
                 "shared": lambda B, D: {"negative_keys": torch.randn(33, D)},
@@ -177,6 +181,7 @@ LOSSES = {
             inverted=False,
             typical=1 / 0.07,
             views=False,
+            softmax=True,
             options={
                 "plain": plain,
                 "bias": lambda B, D: {"logit_bias": torch.tensor(-10.0)},

@@ -17,13 +17,50 @@ def kept(where, M, N):
     return keep
 
 
-def statistics(primitive, query, key, scale, where=()):
+def folded(fold, logits, dim):
+    """The values of a fold over one dimension of logits, where dropped pairs are -inf."""
+    if fold == "logsumexp":
+        return (logits.logsumexp(dim),)
+    if fold == "softplus_sum":
+        return (torch.logaddexp(logits, torch.zeros_like(logits)).sum(dim),)
+    assert fold == "hinge_sum"
+    return logits.clamp_min(0).sum(dim), (logits > 0).sum(dim)
+
+
+def statistics(
+    primitive,
+    query,
+    key,
+    scale,
+    where=(),
+    *,
+    below=None,
+    above=None,
+    query_bias=None,
+    key_bias=None,
+    guide=None,
+    normalize=False,
+):
     """The primitive's results and the logits they are made of."""
-    key = query if primitive == "self_logsumexp" else key
-    logits = scale * (query @ key.T)
-    masked = logits.masked_fill(~kept(where, len(query), len(key)), -torch.inf)
-    dims = (1, 0) if primitive == "row_col_logsumexp" else (1,)
-    return tuple(masked.logsumexp(dim) for dim in dims), logits
+    sides, fold = primitive.split("_", 1) if "_col_" not in primitive else primitive.split("_col_")
+    query, key = rows(query, normalize), rows(query if sides == "self" else key, normalize)
+    similarity = query @ key.T
+    keep = kept(where, len(query), len(key))
+    if below is not None:
+        keep &= similarity < below[:, None]
+    if above is not None:
+        keep &= similarity > above[:, None]
+    if guide is not None:
+        of_query, of_key, ceiling = guide
+        keep &= of_query @ of_key.T <= ceiling[:, None]
+    logits = scale * similarity
+    if query_bias is not None:
+        logits = logits + query_bias[:, None]
+    if key_bias is not None:
+        logits = logits + key_bias
+    masked = logits.masked_fill(~keep, -torch.inf)
+    dims = (1, 0) if "_col_" in primitive else (1,)
+    return tuple(x for dim in dims for x in folded(fold, masked, dim)), logits
 
 
 def rows(x, normalize):

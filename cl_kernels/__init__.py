@@ -10,6 +10,7 @@ from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.grad_cache import GradCache, grad_cache_step
 from cl_kernels.losses import clip, info_nce, nt_xent
+from cl_kernels.losses.epilogues import contrast
 from cl_kernels.mining import (
     MinedNegatives,
     MiningSchedule,
@@ -22,13 +23,25 @@ from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss
 from cl_kernels.pairs import PairFilter
 from cl_kernels.reading import debug_checks
 from cl_kernels.search import TopK, topk
-from cl_kernels.statistics.functions import row_col_logsumexp, row_logsumexp, self_logsumexp
+from cl_kernels.statistics.functions import (
+    HingeSum,
+    row_col_hinge_sum,
+    row_col_logsumexp,
+    row_col_softplus_sum,
+    row_hinge_sum,
+    row_logsumexp,
+    row_softplus_sum,
+    self_hinge_sum,
+    self_logsumexp,
+    self_softplus_sum,
+)
 from cl_kernels.statistics.positives import pair_logits
 
 __all__ = [
     "CSR",
     "ClipLoss",
     "GradCache",
+    "HingeSum",
     "InfoNCELoss",
     "MinedNegatives",
     "MiningSchedule",
@@ -37,6 +50,7 @@ __all__ = [
     "TopK",
     "__version__",
     "clip",
+    "contrast",
     "debug_checks",
     "doctor",
     "explain",
@@ -47,9 +61,15 @@ __all__ = [
     "mine_hard_negatives",
     "nt_xent",
     "pair_logits",
+    "row_col_hinge_sum",
     "row_col_logsumexp",
+    "row_col_softplus_sum",
+    "row_hinge_sum",
     "row_logsumexp",
+    "row_softplus_sum",
+    "self_hinge_sum",
     "self_logsumexp",
+    "self_softplus_sum",
     "semi_hard_negative",
     "topk",
     "use_backend",

@@ -79,6 +79,9 @@ class _Context(SimpleNamespace):
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self.saved = tensors
 
+    def mark_non_differentiable(self, *outputs: Tensor) -> None:
+        """They are those that hold no floating-point numbers."""
+
 
 class _Transformed(torch.autograd.Function):
     """Another function in the form that torch.func asks for: what is kept leaves as an output.
@@ -96,8 +99,9 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs, output):
         ctx.function, ctx.context = inputs[:2]
-        kept = output[ctx.context.count :]
-        ctx.mark_non_differentiable(*(x for x in kept if x is not None))
+        own, kept = output[: ctx.context.count], output[ctx.context.count :]
+        constant = (x for x in own if not x.is_floating_point())
+        ctx.mark_non_differentiable(*constant, *(x for x in kept if x is not None))
         ctx.save_for_backward(*kept)
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,10 @@ class Call(NamedTuple):
             return self._replace(logit_bound=None)
         return self
 
+    def with_biases(self, query_bias: Tensor | None, key_bias: Tensor | None) -> Call:
+        """With these tensors, which autograd hands to its functions in place of the given ones."""
+        return self._replace(pairs=self.pairs._replace(query_bias=query_bias, key_bias=key_bias))
+
     def save(self, ctx: Any, *tensors: Tensor | None) -> None:
         """Keeps these and what the backward pass reads of the pairs, watched by autograd."""
         ctx.save_for_backward(*tensors, *self.pairs.tensors())
@@ -65,11 +69,12 @@ def as_call(
     compute_dtype: torch.dtype | None = None,
     logit_bound: float | None = None,
     excluded: tuple[Tensor, Tensor] | None = None,
+    vectors: Mapping[str, Tensor | None] | None = None,
 ) -> Call:
     """The checked options of a call on ``shape`` = (M, N) pairs of embeddings like ``query``.
 
     ``excluded``: int64 ids of queries and keys whose equal pairs are dropped too: a loss's own
-    filter, which needs no check.
+    filter, which needs no check. ``vectors``: other options of ``Pairs``, which were checked.
     """
     filters = check_filters(where, shape, query.device) if where != () else ()
     if compute_dtype is None:
@@ -79,7 +84,7 @@ def as_call(
         raise TypeError(f"compute_dtype: expected one of {supported}, got {compute_dtype}")
     if logit_bound is not None and not 0 <= logit_bound < math.inf:
         raise ValueError(f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}")
-    return Call(as_pairs(filters, excluded), compute_dtype, logit_bound)
+    return Call(as_pairs(filters, excluded, **(vectors or {})), compute_dtype, logit_bound)
 
 
 def default_compute_dtype(x: Tensor) -> torch.dtype:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
+from cl_kernels._kinds import check_integer, check_number
 from cl_kernels._precision import accumulator
 from cl_kernels._transforms import refuse_transforms
 from cl_kernels.pairs import PairFilter, Where, as_filters
 from cl_kernels.reading import readable
+
+Bound = float | Tensor | None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -122,9 +124,63 @@ def check_indices(name: str, index: Tensor, query: Tensor, num_keys: int, least:
             )
 
 
+def as_bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
+    """A bound of similarities for each query, [M], from a number or from one for each."""
+    if bound is None:
+        return None
+    bounds = as_vector(name, bound, query, query.shape[0], "queries").detach()
+    if readable(bounds) and bool(bounds.isnan().any()):
+        raise ValueError(f"{name}: expected numbers, got a NaN")
+    return bounds
+
+
+def check_window(below: Tensor | None, above: Tensor | None) -> None:
+    """Raises where no similarity is between a query's two bounds."""
+    if below is None or above is None or not readable(below):
+        return
+    if bool((below <= above).any()):
+        at = int((below <= above).nonzero()[0])
+        raise ValueError(
+            f"below: expected more than above, got {below[at].item()} and {above[at].item()} for "
+            f"query {at}"
+        )
+
+
+def as_bias(name: str, bias: float | Tensor | None, like: Tensor, count: int, rows: str):
+    """What is added to the logits of each row, [count], differentiably."""
+    if bias is None:
+        return None
+    biases = as_vector(name, bias, like, count, rows)
+    if readable(biases) and not bool(biases.isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got others")
+    return biases
+
+
+def as_vector(name: str, x: float | Tensor, like: Tensor, count: int, rows: str) -> Tensor:
+    """A number, or one for each of ``count`` rows, in the accumulation type, [count]."""
+    if isinstance(x, Tensor):
+        if not x.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype}")
+        if x.dim() > 1 or (x.dim() == 1 and x.shape[0] != count):
+            raise ValueError(
+                f"{name}: expected a number, or one for each of the {count} {rows}, "
+                f"got shape {list(x.shape)}"
+            )
+        if x.device != like.device and x.dim():
+            raise ValueError(
+                f"{name}: expected the device of the embeddings, {like.device}, got {x.device}"
+            )
+        refuse_transforms(name, x)
+    else:
+        check_number(name, x, "a number or a tensor")
+        if torch.compiler.is_compiling():
+            x = as_factor(x, like)
+    vector = torch.as_tensor(x, dtype=accumulator(like), device=like.device)
+    return vector.expand(count).contiguous()
+
+
 def check_count(name: str, value: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    check_integer(name, value)
     if torch.compiler.is_compiling():  # a symbol would be bounded for ever
         most = None
     if value < 1 or (most is not None and value > most):
@@ -170,8 +226,7 @@ def as_scalar(
             return value
         # float16 cannot hold the inverse of a temperature below 1.5e-5.
         return 1 / value.to(torch.promote_types(value.dtype, torch.float32))
-    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    check_number(name, value, expected)
     if not torch.compiler.is_compiling():
         value = float(value)
         _check_number(name, value, like, inverted)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from cl_kernels._kinds import check_integers
 from cl_kernels.reading import readable
 
 Lists = Tensor | tuple[Tensor, Tensor] | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
@@ -222,10 +223,7 @@ def _from_tensor(value: Tensor) -> CSR:
 
 
 def _integers(name: str, x: Any, dims: tuple[int, ...] = (1,)) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected an integer tensor, got {type(x).__name__}")
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name}: expected an integer tensor, got {x.dtype}")
+    check_integers(name, x)
     if x.dim() not in dims:
         expected = " or ".join(f"{d}-D" for d in dims)
         raise ValueError(f"{name}: expected a {expected} tensor, got shape {list(x.shape)}")

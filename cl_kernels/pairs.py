@@ -9,14 +9,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cl_kernels._kinds import check_integers
+
 MAX_FILTERS = 2
 
 
 def _id_vector(name: str, ids: Tensor) -> Tensor:
     if not isinstance(ids, Tensor):
         ids = _from_sequence(name, ids)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"{name}: expected an integer tensor, got {ids.dtype}")
+    check_integers(name, ids)
     if ids.dim() != 1:
         raise ValueError(f"{name}: expected one id for each row (1-D), got shape {list(ids.shape)}")
     return ids.to(torch.int64).contiguous()
@@ -90,6 +91,11 @@ class Pairs(NamedTuple):
     keep_same: tuple[bool, ...] = ()
     below: Tensor | None = None  # [M]: similarities strictly below it are kept
     above: Tensor | None = None  # [M]
+    query_bias: Tensor | None = None  # [M]: added to the logits
+    key_bias: Tensor | None = None  # [N]
+    query_guide: Tensor | None = None  # [M, G]: another model's embeddings
+    key_guide: Tensor | None = None  # [N, G]
+    ceiling: Tensor | None = None  # [M]: similarities of the guides up to it are kept
 
     @property
     def filters(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
@@ -131,7 +137,11 @@ class Pairs(NamedTuple):
         return self._replace(query_ids=ids[0], key_ids=ids[1], **options)
 
 
-PAIRS = "Tensor[] query_ids, Tensor[] key_ids, bool[] keep_same, Tensor? below, Tensor? above"
+PAIRS = (
+    "Tensor[] query_ids, Tensor[] key_ids, bool[] keep_same, Tensor? below, Tensor? above,"
+    " Tensor? query_bias, Tensor? key_bias,"
+    " Tensor? query_guide, Tensor? key_guide, Tensor? ceiling"
+)
 OF_KEYS = {name for name in Pairs._fields if name.startswith("key_")}  # the others: of queries
 OPTIONS = tuple(name for name in Pairs._fields if name not in ("query_ids", "key_ids", "keep_same"))
 

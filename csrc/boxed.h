@@ -20,7 +20,10 @@ class Arguments {
   template <class T>
   T take() {
     if constexpr (std::is_same_v<T, Pairs>) {
-      return {take<std::vector<Tensor>>(), take<std::vector<Tensor>>(), take<std::vector<bool>>(),
+      return {take<std::vector<Tensor>>(),   take<std::vector<Tensor>>(),
+              take<std::vector<bool>>(),     take<std::optional<Tensor>>(),
+              take<std::optional<Tensor>>(), take<std::optional<Tensor>>(),
+              take<std::optional<Tensor>>(), take<std::optional<Tensor>>(),
               take<std::optional<Tensor>>(), take<std::optional<Tensor>>()};
     } else if constexpr (std::is_same_v<T, Call>) {
       return {take<Pairs>(), take<ScalarType>(), take<std::optional<double>>()};

@@ -65,6 +65,19 @@ inline void check_key(const Tensor& query, const Tensor& key) {
   check_tensor("key", key, query, query.scalar_type(), {key.size(0), query.size(1)});
 }
 
+inline void check_guide(const Pairs& pairs, const Tensor& like, int64_t rows, int64_t cols) {
+  const auto& [query, key, ceiling] = std::tie(pairs.query_guide, pairs.key_guide, pairs.ceiling);
+  STD_TORCH_CHECK(
+      query.has_value() == ceiling.has_value() && key.has_value() == ceiling.has_value(),
+      "cl_kernels: query_guide, key_guide, ceiling: expected all or none, got some");
+  if (!ceiling) return;
+  STD_TORCH_CHECK(query->dim() == 2, "cl_kernels: query_guide: expected a matrix, got ",
+                  describe(*query));
+  check_tensor("query_guide", *query, like, accumulator(like), {rows, query->size(1)});
+  check_tensor("key_guide", *key, like, accumulator(like), {cols, query->size(1)});
+  check_optional_vector("ceiling", ceiling, like, rows);
+}
+
 // What says which of rows x cols pairs of embeddings like these count.
 inline void check_pairs(const Pairs& pairs, const Tensor& like, int64_t rows, int64_t cols) {
   const size_t count = pairs.keep_same.size();
@@ -79,6 +92,9 @@ inline void check_pairs(const Pairs& pairs, const Tensor& like, int64_t rows, in
   }
   check_optional_vector("below", pairs.below, like, rows);
   check_optional_vector("above", pairs.above, like, rows);
+  check_optional_vector("query_bias", pairs.query_bias, like, rows);
+  check_optional_vector("key_bias", pairs.key_bias, like, cols);
+  check_guide(pairs, like, rows, cols);
 }
 
 inline void check_call(const Call& call, const Tensor& scale, const Tensor& like, int64_t rows,
@@ -110,6 +126,11 @@ inline void check_sides(const char* name, const std::vector<Tensor>& of_sides, c
 inline void check_needs(const std::vector<bool>& needs, size_t count) {
   STD_TORCH_CHECK(needs.size() == count, "cl_kernels: needs: expected ", count, ", got ",
                   needs.size());
+}
+
+inline void check_bias_needs(const Pairs& pairs, bool query_bias, bool key_bias) {
+  STD_TORCH_CHECK((!query_bias || pairs.query_bias) && (!key_bias || pairs.key_bias),
+                  "cl_kernels: needs: expected no gradient of a bias that is not given, got one");
 }
 
 inline void check_k(int64_t k) {

@@ -39,6 +39,17 @@ CL_HOST_DEVICE Pulls<T> difference_pulls(T, T) {
   return {1, -1};
 }
 
+// negatives - log sigmoid(positive), for a sum of softplus over negatives.
+template <class T>
+CL_HOST_DEVICE T sigmoid(T negatives, T positive) {
+  return negatives + softplus(-positive, T(0));
+}
+
+template <class T>
+CL_HOST_DEVICE Pulls<T> sigmoid_pulls(T, T positive) {
+  return {1, softplus_pulls(-positive, T(0)).by_positive};
+}
+
 template <class T>
 struct Epilogue {
   const char* name;
@@ -50,6 +61,7 @@ template <class T>
 constexpr Epilogue<T> kEpilogues[] = {
     {"softplus", softplus<T>, softplus_pulls<T>},
     {"difference", difference<T>, difference_pulls<T>},
+    {"sigmoid", sigmoid<T>, sigmoid_pulls<T>},
 };
 
 }  // namespace cl

@@ -15,7 +15,10 @@ struct Pairs {
   std::vector<Tensor> key_ids;    // int64 [N] each
   std::vector<bool> keep_same;
   // And if above[i] < <query_i, key_j> < below[i].
-  std::optional<Tensor> below, above;  // [M]
+  std::optional<Tensor> below, above;          // [M]
+  std::optional<Tensor> query_bias, key_bias;  // [M], [N]; added to its logit
+  // And if another model's similarity <query_guide_i, key_guide_j> is at most ceiling[i].
+  std::optional<Tensor> query_guide, key_guide, ceiling;  // [M, G], [N, G], [M]
 };
 
 constexpr size_t kMostFilters = 3;
@@ -26,8 +29,8 @@ struct Call {
   std::optional<double> logit_bound;
 };
 
-// Logits z_ij = scale * <query_i, key_j>, and -inf for a dropped pair. Without keys they are a Gram
-// matrix's: query j is key j.
+// Logits z_ij = scale * <query_i, key_j> + query_bias_i + key_bias_j, and -inf for a dropped pair.
+// Without keys they are a Gram matrix's: query j is key j.
 struct Logits {
   const Tensor& query;               // [M, D]
   const std::optional<Tensor>& key;  // [N, D]

@@ -26,6 +26,7 @@ Results forward(const Tensor& query, const std::optional<Tensor>& key, const Ten
                 const Call& call) {
   const Logits logits{query, key, scale, call};
   check_logits(logits, SIDES == Sides::self);
+  device::check_served(call.pairs);
   const device::Guard guard(query);
   Results results;
   by_accumulator(query, [&]<class T>(T) {
@@ -42,6 +43,7 @@ std::tuple<Tensor, Tensor> row_logsumexp_weighted_key(const Tensor& query,
                                                       const Tensor& scale, const Call& call) {
   const Logits logits{query, key, scale, call};
   check_logits(logits, false);
+  device::check_served(call.pairs);
   const device::Guard guard(query);
   Tensor row = device::empty(query, {query.size(0)});
   Tensor weighted_key = device::zeros(query, {query.size(0), query.size(1)});
@@ -56,22 +58,37 @@ Tensor zeros_if(bool needed, const Tensor& x) {
   return needed ? device::zeros(x, {x.size(0), x.size(1)}) : device::empty(x, {0});
 }
 
-// Gradients of query, key and scale; what is not needed is empty. A Gram matrix has no keys.
+Tensor zeros_if(bool needed, int64_t count, const Tensor& like) {
+  return needed ? device::zeros(like, {count}) : device::empty(like, {0});
+}
+
+template <class T>
+T* data_if(bool needed, const Tensor& x) {
+  return needed ? mutable_data<T>(x) : nullptr;
+}
+
+// Gradients of query, key, scale and both biases; what is not needed is empty. A Gram matrix has no
+// keys.
 template <Sides SIDES, template <class> class Fold>
-std::tuple<Tensor, Tensor, Tensor> backward(const std::vector<Tensor>& grads,
-                                            const std::vector<Tensor>& values, const Tensor& query,
-                                            const std::optional<Tensor>& key, const Tensor& scale,
-                                            const Call& call, const std::vector<bool>& needs) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const std::vector<Tensor>& grads,
+                                                            const std::vector<Tensor>& values,
+                                                            const Tensor& query,
+                                                            const std::optional<Tensor>& key,
+                                                            const Tensor& scale, const Call& call,
+                                                            const std::vector<bool>& needs) {
   const Logits logits{query, key, scale, call};
   check_logits(logits, SIDES == Sides::self);
+  device::check_served(call.pairs);
   check_sides("grads", grads, logits, count_of(SIDES));
   check_sides("values", values, logits, count_of(SIDES));
-  check_needs(needs, 2);
-  const bool need_query = needs[0] || SIDES == Sides::self;
-  const bool need_key = needs[1] && SIDES != Sides::self;
+  check_needs(needs, 4);
+  check_bias_needs(call.pairs, needs[2], needs[3]);
+  const bool need_query = needs[0], need_key = needs[1] && SIDES != Sides::self;
   const device::Guard guard(query);
+  const int64_t M = query.size(0), N = logits.keys().size(0);
   Tensor grad_query = zeros_if(need_query, query), grad_key = zeros_if(need_key, logits.keys());
   Tensor grad_scale = device::zeros(query, {});
+  Tensor query_bias = zeros_if(needs[2], M, query), key_bias = zeros_if(needs[3], N, query);
   by_accumulator(query, [&]<class T>(T) {
     const auto upstream = [&](size_t side) {
       return Upstream<T>{data<T>(grads[side]), data<T>(values[side])};
@@ -79,11 +96,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const std::vector<Tensor>& grads,
     Upstream<T> col{};
     if (SIDES == Sides::row_col) col = upstream(1);
     device::gradients<Fold<T>>(device::Loop<T>(logits, /*isolate=*/true), upstream(0), col,
-                               need_query ? mutable_data<T>(grad_query) : nullptr,
-                               need_key ? mutable_data<T>(grad_key) : nullptr,
-                               mutable_data<T>(grad_scale));
+                               {data_if<T>(need_query, grad_query), data_if<T>(need_key, grad_key),
+                                mutable_data<T>(grad_scale), data_if<T>(needs[2], query_bias),
+                                data_if<T>(needs[3], key_bias)});
   });
-  return {grad_query, grad_key, grad_scale};
+  return {grad_query, grad_key, grad_scale, query_bias, key_bias};
 }
 
 Found topk(const Tensor& query, const Tensor& key, int64_t k,
@@ -93,6 +110,8 @@ Found topk(const Tensor& query, const Tensor& key, int64_t k,
   const Search search{query,           key,          k,    query_factor, key_factor,
                       exclude_offsets, exclude_keys, pairs};
   check_search(search);
+  STD_TORCH_CHECK(!pairs.query_bias && !pairs.key_bias && !pairs.ceiling,
+                  "cl_kernels: topk: expected no query_bias, key_bias and guide");
   const device::Guard guard(query);
   return device::topk(search);
 }
@@ -103,34 +122,28 @@ Found select_topk(const Tensor& packed, const Tensor& counts, int64_t k) {
   return device::select_topk(packed, counts, k);
 }
 
-using BoxedFunction = void(StableIValue*, uint64_t, uint64_t);
-
-struct Statistic {
-  const char* name;
-  BoxedFunction *forward, *backward;
-};
+using Library = torch::stable::detail::StableLibrary;
 
 template <Sides SIDES, template <class> class Fold>
-constexpr Statistic entry(const char* name) {
-  return {name, Boxed<&forward<SIDES, Fold>>::call, Boxed<&backward<SIDES, Fold>>::call};
+void register_statistic(Library& library, const std::string& sides) {
+  const std::string name = sides + "_" + Fold<float>::kName;
+  library.impl((name + ".native").c_str(), Boxed<&forward<SIDES, Fold>>::call);
+  library.impl((name + "_backward.native").c_str(), Boxed<&backward<SIDES, Fold>>::call);
 }
 
-constexpr Statistic kStatistics[] = {
-    entry<Sides::row, LogSumExp>("row_logsumexp"),
-    entry<Sides::row_col, LogSumExp>("row_col_logsumexp"),
-    entry<Sides::self, LogSumExp>("self_logsumexp"),
-};
+template <template <class> class... FOLD>
+void register_statistics(Library& library, FoldList<FOLD...>) {
+  (register_statistic<Sides::row, FOLD>(library, "row"), ...);
+  (register_statistic<Sides::row_col, FOLD>(library, "row_col"), ...);
+  (register_statistic<Sides::self, FOLD>(library, "self"), ...);
+}
 
 }  // namespace
 }  // namespace cl
 
 STABLE_TORCH_LIBRARY_IMPL(cl_kernels, CL_DISPATCH_KEY, library) {
   using namespace cl;
-  for (const Statistic& statistic : kStatistics) {
-    const std::string name = statistic.name;
-    library.impl((name + ".native").c_str(), statistic.forward);
-    library.impl((name + "_backward.native").c_str(), statistic.backward);
-  }
+  register_statistics(library, Folds{});
   library.impl("row_logsumexp_weighted_key.native", Boxed<&row_logsumexp_weighted_key>::call);
   library.impl("topk.native", Boxed<&topk>::call);
   library.impl("select_topk", Boxed<&select_topk>::call);  // of no backend: torch picks the device

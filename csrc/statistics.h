@@ -6,8 +6,10 @@
 //   merge(other)            the state of both
 //   write(outputs, at)      the results of row `at`
 //   weight(logit, value)    d value / d logit, for a logit above -inf
-// and kCounts, whether its results are a value and a count instead of a value alone.
-// csrc/cpu/tile_folds.inl has the same over whole tiles, vectorised.
+//   both(value, other)      the value over two sets of pairs
+// and kCounts, whether its results are a value and a count instead of a value alone; kName, which
+// is that of the statistic without its sides. csrc/cpu/tile_folds.inl has the same over whole
+// tiles, vectorised.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -41,10 +43,19 @@ struct Upstream {
   Upstream from(int64_t first) const { return {grad + first, value + first}; }
 };
 
+// Where gradients go; null where one is not wanted. They start at 0.
+template <class T>
+struct Gradients {
+  T *query, *key;            // [M, width], [N, width]
+  T* scale;                  // []; made from one of these
+  T *query_bias, *key_bias;  // [M], [N]
+};
+
 // log sum_j exp(z_j), held as max(z) and sum(exp(z - max)).
 template <class T>
 struct LogSumExp {
   using Number = T;
+  static constexpr const char* kName = "logsumexp";
   static constexpr bool kCounts = false;
 
   T max, sum;
@@ -70,6 +81,76 @@ struct LogSumExp {
   CL_HOST_DEVICE void write(Outputs<T> out, int64_t at) const { out.value[at] = value(); }
 
   CL_HOST_DEVICE static T weight(T logit, T value) { return std::exp(logit - value); }
+
+  CL_HOST_DEVICE static T both(T value, T other) {
+    LogSumExp all = nothing();
+    all.merge(of(value));
+    all.merge(of(other));
+    return all.value();
+  }
 };
+
+// sum_j log(1 + exp(z_j)).
+template <class T>
+struct SoftplusSum {
+  using Number = T;
+  static constexpr const char* kName = "softplus_sum";
+  static constexpr bool kCounts = false;
+
+  double sum;  // of more terms than T could add up one by one
+
+  CL_HOST_DEVICE static SoftplusSum nothing() { return {0}; }
+  CL_HOST_DEVICE static SoftplusSum of(T logit) {
+    return {(logit <= 0 ? T(0) : logit) + std::log1p(std::exp(-std::abs(logit)))};
+  }
+
+  CL_HOST_DEVICE void merge(SoftplusSum other) { sum += other.sum; }
+
+  CL_HOST_DEVICE void write(Outputs<T> out, int64_t at) const {
+    out.value[at] = static_cast<T>(sum);
+  }
+
+  CL_HOST_DEVICE static T weight(T logit, T) {
+    const T small = std::exp(-std::abs(logit));
+    return (logit < 0 ? small : T(1)) / (1 + small);
+  }
+
+  CL_HOST_DEVICE static T both(T value, T other) { return value + other; }
+};
+
+// sum_j max(z_j, 0), and how many z_j are above 0. A NaN is not lost.
+template <class T>
+struct HingeSum {
+  using Number = T;
+  static constexpr const char* kName = "hinge_sum";
+  static constexpr bool kCounts = true;
+
+  double sum;
+  int64_t count;
+
+  CL_HOST_DEVICE static HingeSum nothing() { return {0, 0}; }
+  CL_HOST_DEVICE static HingeSum of(T logit) { return {logit <= 0 ? T(0) : logit, logit > 0}; }
+
+  CL_HOST_DEVICE void merge(HingeSum other) {
+    sum += other.sum;
+    count += other.count;
+  }
+
+  CL_HOST_DEVICE void write(Outputs<T> out, int64_t at) const {
+    out.value[at] = static_cast<T>(sum);
+    out.count[at] = count;
+  }
+
+  CL_HOST_DEVICE static T weight(T logit, T) { return logit > 0 ? 1 : logit <= 0 ? 0 : logit; }
+
+  CL_HOST_DEVICE static T both(T value, T other) { return value + other; }
+};
+
+// Every fold there is. Instantiations, tables of kernels and registration follow from these lines.
+#define CL_EACH_FOLD(DO) DO(LogSumExp) DO(SoftplusSum) DO(HingeSum)
+
+template <template <class> class... FOLD>
+struct FoldList {};
+using Folds = FoldList<LogSumExp, SoftplusSum, HingeSum>;
 
 }  // namespace cl

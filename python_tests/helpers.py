@@ -3,15 +3,17 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import cl_kernels
 from catalogue import textbook
 from catalogue.losses import LOSSES
 from cl_kernels import PairFilter
 from cl_kernels._dispatch import Request
+from cl_kernels.statistics.table import STATISTICS
 
-PRIMITIVES = ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")
+PRIMITIVES = tuple(name for name in STATISTICS if name.endswith("logsumexp"))
+SUMS = tuple(name for name in STATISTICS if name.endswith("sum"))
 TEMPERATURES = (0.005, 0.02, 0.07, 0.5, 1.0, -0.005, -0.07, -1.0)
 
 # Values: see assert_values. Gradients: Frobenius norm of the error relative to the truth's.
@@ -88,11 +90,9 @@ FILTERS = (
 
 
 def statistics(primitive, query, key, scale, **options):
-    """The primitive's results as a tuple; ``self_logsumexp`` has no use for the keys."""
-    if primitive == "self_logsumexp":
-        return (cl_kernels.self_logsumexp(query, scale, **options),)
-    results = getattr(cl_kernels, primitive)(query, key, scale, **options)
-    return results if isinstance(results, tuple) else (results,)
+    """The primitive's results as a flat tuple; those of one set have no use for the keys."""
+    inputs = (query,) if STATISTICS[primitive].of_one else (query, key)
+    return tuple(tree_leaves(getattr(cl_kernels, primitive)(*inputs, scale, **options)))
 
 
 def call_loss(loss, first, second, scale, form="ours", **options):
@@ -117,37 +117,68 @@ def gradients(results, upstream, leaves):
     return [next(given) if x.requires_grad else None for x in leaves]
 
 
+def some_options(names, M, N, dtype=torch.float32):
+    """Options of the statistics by name, in the accumulation type, and in float64."""
+    generator = torch.Generator().manual_seed(7)
+
+    def some(*size):
+        return torch.randn(size, generator=generator, dtype=accumulator(dtype))
+
+    options = {
+        "below": 0.2 + 0.5 * some(M).abs(),
+        "above": -0.2 - 0.5 * some(M).abs(),
+        "query_bias": 3 * some(M),
+        "key_bias": 3 * some(N),
+        "guide": (some(M, 6), some(N, 6), some(M)),
+        "normalize": True,
+    }
+    return {name: options[name] for name in names}
+
+
 def check_primitive(
-    primitive, query, key, scale, *, trained="query key scale", rule=None, where=(), **options
+    primitive, query, key, scale, *, trained="query key scale", rule=None, options=None, **more
 ):
     """Holds values and gradients of one call against the textbook under the accuracy rule.
 
     The truth is taken in float64 on the inputs as the tile products see them: rounded to ``rule``
-    (the dtype of the products, by default the embeddings' own), the scale to float32.
+    (the dtype of the products, by default the embeddings' own), the scale to float32. ``options``
+    are those that the textbook knows too; biases among them are trained.
     """
     rule = rule or query.dtype
+    where = more.pop("where", ())
     scale = torch.as_tensor(scale, dtype=accumulator(query.dtype))
     inputs = {"query": query, "key": key, "scale": scale}
-    if primitive == "self_logsumexp":
+    if STATISTICS[primitive].of_one:
         del inputs["key"]
+    options = options or {}
+    biases = {name: options[name] for name in ("query_bias", "key_bias") if name in options}
 
     ours = {name: leaf(x, name in trained) for name, x in inputs.items()}
+    ours |= {name: leaf(x, True) for name, x in biases.items()}
     results = statistics(
-        primitive, ours["query"], ours.get("key"), ours["scale"], where=where, **options
-    )
+        primitive, ours["query"], ours.get("key"), ours["scale"], where=where,
+        **(options | {name: ours[name] for name in biases}), **more,
+    )  # fmt: skip
     exact = {
         name: leaf(x if name == "scale" else x.to(rule), name in trained, torch.float64)
         for name, x in inputs.items()
     }
+    exact |= {name: leaf(x, True, torch.float64) for name, x in biases.items()}
+    in_double = tree_map(lambda x: x.double() if torch.is_tensor(x) else x, options)
     truth, logits = textbook.statistics(
-        primitive, exact["query"], exact.get("key"), exact["scale"], where
-    )
+        primitive, exact["query"], exact.get("key"), exact["scale"], where,
+        **(in_double | {name: exact[name] for name in biases}),
+    )  # fmt: skip
     # The rule speaks of unit vectors; |scale| stands for the size of the logits.
     size = max(abs(scale.item()), float(logits.detach().abs().amax())) if logits.numel() else 0.0
 
     for result, expected in zip(results, truth, strict=True):
+        if not expected.is_floating_point():
+            assert torch.equal(result, expected)
+            continue
         assert result.dtype == scale.dtype
         assert_values(result.detach(), expected.detach(), query.dtype, size)
+    results, truth = ([x for x in xs if x.is_floating_point()] for xs in (results, truth))
     if not any(x.requires_grad for x in ours.values()):
         return
     upstream = upstream_like(results)
@@ -156,9 +187,9 @@ def check_primitive(
     *expected, weights = gradients(truth, upstream, [*exact.values(), logits])
     expected = dict(zip(exact, expected, strict=True))
     tolerance = GRADIENT[rule] * (max(1, size / 100) if rule.itemsize >= 4 else 1)
-    for name in ("query", "key"):
+    for name in ("query", "key", *biases):
         if expected.get(name) is not None:
-            assert grads[name].dtype == query.dtype
+            assert grads[name].dtype == ours[name].dtype
             assert_frobenius(grads[name], expected[name], tolerance, name)
     if expected["scale"] is not None:
         # One number may cancel to nothing: its error counts relative to what was added up.

@@ -67,6 +67,14 @@ def learned_temperature(x, y):
     return cl_kernels.info_nce(x, y, temperature=(x * x).sum() / len(x))
 
 
+def with_options(x, y):
+    guide = x.detach(), y.detach(), 0.5
+    return cl_kernels.row_softplus_sum(
+        x, y, 3.0, normalize=True, below=0.9, above=-0.9, query_bias=x[:, 0], key_bias=-1.0,
+        guide=guide,
+    )  # fmt: skip
+
+
 # What gives x a gradient; options that run other code follow their function.
 TRAINED = {
     "CSR": without,
@@ -78,6 +86,15 @@ TRAINED = {
     "PairFilter": filtered,
     "TopK": lambda x, y: cl_kernels.TopK(*cl_kernels.topk(x, y, 5, normalize=False)),
     "clip": lambda x, y: cl_kernels.clip(x, y, 3.0),
+    "contrast": lambda x, y: cl_kernels.contrast(cl_kernels.row_logsumexp(x, y), x[:, 0]),
+    "HingeSum": lambda x, y: cl_kernels.HingeSum(*cl_kernels.row_hinge_sum(x, y)),
+    "row_col_hinge_sum": lambda x, y: cl_kernels.row_col_hinge_sum(x, y),
+    "row_col_softplus_sum": lambda x, y: cl_kernels.row_col_softplus_sum(x, y),
+    "row_hinge_sum": lambda x, y: cl_kernels.row_hinge_sum(x, y),
+    "row_softplus_sum": lambda x, y: cl_kernels.row_softplus_sum(x, y),
+    "row_softplus_sum with every option": with_options,
+    "self_hinge_sum": lambda x, y: cl_kernels.self_hinge_sum(x),
+    "self_softplus_sum": lambda x, y: cl_kernels.self_softplus_sum(x),
     "debug_checks": checked,
     "grad_cache_step": grad_cached(step),
     "hardest_negative": lambda x, y: cl_kernels.hardest_negative(x, LABELS),

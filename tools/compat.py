@@ -27,26 +27,27 @@ PACKAGES = "numpy", "pytest", "hypothesis"
 
 # They need nothing but torch and PACKAGES.
 TESTS = (
-    "public",
-    "defaults",
-    "machines",
-    "first_call",
-    "compile",
-    "autograd_contexts",
-    "threads",
-    "inputs",
-    "registration",
-    "dispatch",
-    "modules",
-    "primitives",
-    "losses",
-    "nonfinite",
-    "determinism",
-    "hardest",
-    "topk_calls",
-    "topk_native",
-    "grad_cache_replay",
-    "grad_cache_ddp",
+    "test_public",
+    "test_defaults",
+    "test_machines",
+    "packaging/test_first_call",
+    "test_compile",
+    "test_autograd_contexts",
+    "test_threads",
+    "test_inputs",
+    "test_dispatch",
+    "statistics/test_operations",
+    "statistics/test_primitives",
+    "statistics/test_options",
+    "statistics/test_nonfinite",
+    "statistics/test_determinism",
+    "losses/test_modules",
+    "losses/test_textbook",
+    "losses/test_hardest",
+    "search/test_calls",
+    "search/test_native",
+    "grad_cache/test_replay",
+    "grad_cache/test_ddp",
 )
 
 _PROBE = """
@@ -100,7 +101,7 @@ def run(version: str, python: Path) -> tuple[list[str], Outcome]:
     report.unlink(missing_ok=True)  # none of an earlier run must look like this one's
     command = [
         *(str(python), "-m", "pytest", "-q", "-rs", "--tb=short", "-p", "no:cacheprovider"),
-        *(f"--junitxml={report}", *(f"python_tests/test_{name}.py" for name in TESTS)),
+        *(f"--junitxml={report}", *(f"python_tests/{name}.py" for name in TESTS)),
     ]
     with (FOLDER / f"{version}.log").open("w") as log:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.gpu import offline
 from benchmarks.gpu.device import rehearsed
 
-TESTS = "python_tests/triton", "python_tests/test_cuda.py"
+TESTS = "python_tests/triton", "python_tests/compiled/test_cuda.py"
 
 
 class Served:

@@ -28,7 +28,13 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return failure
 
 
+_CPU_ONLY = {"query_bias", "key_bias", "query_guide", "key_guide", "ceiling"}
+
+
 def refuses(request) -> str | None:
+    unserved = [name for name in request.options if name in _CPU_ONLY]
+    if request.device.type == "cuda" and unserved:
+        return f"the CUDA kernels do not serve {', '.join(unserved)}"
     return None
 
 

@@ -16,11 +16,16 @@ from cl_kernels._precision import accumulator
 
 
 class Fold(NamedTuple):
-    """``value(logits, dim)``, where dropped pairs are -inf, and ``weight(logits, value, grad)``:
-    ``grad`` times its derivative by each logit."""
+    """``values(logits, dim)``, where dropped pairs are -inf, and ``weight(logits, value, grad)``:
+    ``grad`` times the first value's derivative by each logit."""
 
-    value: Callable[[Tensor, int], Tensor]
+    values: Callable[[Tensor, int], tuple[Tensor, ...]]
     weight: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def softplus(logits: Tensor) -> Tensor:
+    """Without the threshold of torch's own, beyond which that is the identity."""
+    return logits.clamp_min(0) + (-logits.abs()).exp().log1p()
 
 
 def _softmax(logits: Tensor, lse: Tensor, grad: Tensor) -> Tensor:
@@ -29,7 +34,15 @@ def _softmax(logits: Tensor, lse: Tensor, grad: Tensor) -> Tensor:
 
 
 FOLDS = {
-    "logsumexp": Fold(Tensor.logsumexp, _softmax),
+    "logsumexp": Fold(lambda logits, dim: (logits.logsumexp(dim),), _softmax),
+    "softplus_sum": Fold(
+        lambda logits, dim: (softplus(logits).sum(dim),),
+        lambda logits, value, grad: grad * logits.sigmoid(),
+    ),
+    "hinge_sum": Fold(
+        lambda logits, dim: (logits.clamp_min(0).sum(dim), (logits > 0).sum(dim)),
+        lambda logits, value, grad: grad * torch.where(logits > 0, 1, 0 * logits),
+    ),
 }
 
 
@@ -57,6 +70,8 @@ def _kept(pairs, similarity: Tensor) -> Tensor:
         kept &= similarity < pairs.below[:, None]
     if pairs.above is not None:
         kept &= similarity > pairs.above[:, None]
+    if pairs.ceiling is not None:
+        kept &= pairs.query_guide @ pairs.key_guide.T <= pairs.ceiling[:, None]
     return kept
 
 
@@ -69,13 +84,17 @@ class _Dense:
         similarity = self.query @ self.key.T
         self.kept = _kept(call.pairs, similarity)
         self.logits = scale * similarity
+        if call.pairs.query_bias is not None:
+            self.logits = self.logits + call.pairs.query_bias[:, None]
+        if call.pairs.key_bias is not None:
+            self.logits = self.logits + call.pairs.key_bias
         self.scale = scale
         self.fold = FOLDS[statistic.fold.name]
         self.dims = (1, 0) if statistic.sides == "row_col" else (1,)  # what each side sums over
 
     def values(self) -> tuple[Tensor, ...]:
         kept = self.logits.masked_fill(~self.kept, -torch.inf)
-        return tuple(self.fold.value(kept, dim) for dim in self.dims)
+        return tuple(value for dim in self.dims for value in self.fold.values(kept, dim))
 
     def weights(self, grads, values) -> Tensor:
         """d(sum grads * values) / d logits."""
@@ -115,15 +134,14 @@ def backward(statistic, grads, values, query, key, scale, call, needs):
     weights = dense.weights(grads, values)
     a = _weighted_sum(weights, dense.kept, dense.key)  # [M, D]
     b = _weighted_sum(weights.T, dense.kept.T, dense.query)  # [N, D]
-    needs_query, needs_key = needs
+    needs_query, needs_key, needs_query_bias, needs_key_bias = needs
     grad_scale = _inner(dense.query, a) if needs_query else _inner(dense.key, b)
+    grad_query, grad_key = scale * a, scale * b
     if statistic.of_one:
-        return scale * (a + b), b.new_empty(0), grad_scale
-    return (
-        scale * a if needs_query else a.new_empty(0),
-        scale * b if needs_key else b.new_empty(0),
-        grad_scale,
-    )
+        grad_query, needs_key = grad_query + grad_key, False
+    gradients = grad_query, grad_key, grad_scale, weights.sum(1), weights.sum(0)
+    wanted = needs_query, needs_key, True, needs_query_bias, needs_key_bias
+    return tuple(g if w else g.new_empty(0) for g, w in zip(gradients, wanted, strict=True))
 
 
 def topk(query, key, k, query_factor, key_factor, exclude_offsets, exclude_keys, pairs):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_kernels import _kinds
+from cl_kernels._kinds import check_integers
 from cl_kernels.checks import check_embeddings
 
 _ROWS = 8192  # rows looked at a time
@@ -50,10 +52,7 @@ def check_labels(
     device: torch.device | None = None,
 ) -> Tensor:
     """Labels as int64, one for each of the rows of ``like``, on its device, if these are given."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: expected an integer tensor, got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"{name}: expected an integer tensor, got {labels.dtype}")
+    check_integers(name, labels, booleans=True)
     if labels.dim() != 1 or (rows is not None and len(labels) != rows):
         count = "" if rows is None else f" for each of the {rows} rows of {like}"
         raise ValueError(f"{name}: expected one label{count} (1-D), got {list(labels.shape)}")
@@ -63,7 +62,6 @@ def check_labels(
 
 
 def check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    _kinds.check_number(name, value)
     if not holds(value):
         raise ValueError(f"{name}: expected {expected}, got {value}")

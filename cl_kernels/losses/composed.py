@@ -15,9 +15,9 @@ from torch import Tensor
 from cl_kernels.calls import Call
 from cl_kernels.losses.common import total
 from cl_kernels.losses.epilogues import EPILOGUES
-from cl_kernels.losses.rows import stack_rows, unstack_gradient
 from cl_kernels.pairs import Pairs
-from cl_kernels.statistics.operations import backward, forward, weighted_key
+from cl_kernels.statistics.operations import Gradients, backward, forward, weighted_key
+from cl_kernels.statistics.rows import stack_rows, unstack_gradient
 from cl_kernels.statistics.table import STATISTICS, Statistic
 
 
@@ -50,7 +50,8 @@ class Composition(NamedTuple):
         return STATISTICS["row_" + self.of_rows.fold.name]
 
     def of_all(self) -> Call:
-        return self.call._replace(pairs=Pairs())
+        """Of the rows against further negatives: nothing that is said of the keys holds there."""
+        return self.call._replace(pairs=Pairs(query_bias=self.call.pairs.query_bias))
 
 
 def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,113 +100,149 @@ class Sides(NamedTuple):
         return halves(self.query.rows) if self.key is None else (self.query.rows, self.key.rows)
 
 
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    first: bool
+    second: bool
+    negative_keys: bool
+    scale: bool
+    query_bias: bool
+    key_bias: bool
+
+
+NO_NEEDS = Needs(*(False,) * 6)
+
+
 class Step:
     """One evaluation: of the losses and, as long as its tensors are there, of their gradients."""
 
-    def __init__(self, c: Composition, sides: Sides, scale: Tensor):
-        self.c, self.sides, self.scale = c, sides, scale
-        self.further: tuple[Tensor, Tensor] | None = None
+    def __init__(self, c: Composition, sides: Sides, scale: Tensor, needs: Needs):
+        self.c, self.sides, self.scale, self.needs = c, sides, scale, needs
+        self.views = sides.key is None
+        # <query, grad> gives the scale's gradient where the key's is not made.
+        self.by_query = self.views or needs.first or not needs.second
+        self.frozen: tuple[Tensor, Tensor] | None = None  # of further keys that are not trained
 
-    def statistics(self, needs: Sequence[bool]) -> Tensor:
+    def statistics(self) -> Tensor:
         """The negatives' statistic of each direction and the positives' similarity, [S + 1, B]."""
         c, query = self.c, self.sides.query.rows
         first, second = self.sides.positives
         values = forward(c.of_rows, c.backend, query, self.sides.keys, self.scale, c.call)
-        negatives = torch.cat(values).view(c.of_rows.directions, first.shape[0])  # [directions, B]
+        values = torch.cat(tuple(c.of_rows.differentiable(values)))
+        negatives = values.view(c.of_rows.directions, first.shape[0])  # [directions, B]
         if self.sides.further is not None:
-            further = self._further_statistic(query, self.sides.further.rows, needs)
-            negatives = torch.logaddexp(negatives, further.view_as(negatives))
+            further = self._further_statistic(query, self.sides.further.rows)
+            negatives = c.of_rows.fold.union(negatives, further.view_as(negatives))
         return torch.cat((negatives, (first * second).sum(1)[None]))
 
-    def _further_statistic(self, query: Tensor, keys: Tensor, needs: Sequence[bool]) -> Tensor:
+    def _further_statistic(self, query: Tensor, keys: Tensor) -> Tensor:
         c = self.c
         arguments = c.of_further, c.backend, query, keys, self.scale, c.of_all()
-        if needs[2] or not any(needs):
+        query_only = self.by_query and any(self.needs) and not self.needs.negative_keys
+        if not (query_only and c.of_further.has_weighted_key):
             return forward(*arguments)[0]
         # Of keys that are not trained one visit gives the queries' gradient too.
-        self.further = weighted_key(*arguments)
-        return self.further[0]
+        self.frozen = weighted_key(*arguments)
+        return self.frozen[0]
 
     def losses(self, statistics: Tensor) -> Tensor:
         """Of 2B rows of views, or of B pairs."""
         value = EPILOGUES[self.c.epilogue].value
-        losses = value(statistics[:-1], self.scale * statistics[-1])
-        return losses.view(-1) if self.c.of_rows.of_one else losses.mean(0)
+        losses = value(statistics[:-1], self._positives(statistics))
+        return losses.view(-1) if self.views else losses.mean(0)
 
-    def gradients(
-        self, grad: Tensor, statistics: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor, ...]:
-        """Of the first, the second, the further negatives and the scale, for ``grad`` of the
-        losses, [rows] or []. Those of views stand stacked in the first's place; what is not needed
-        is empty."""
-        needs_first, needs_second, needs_further, _ = needs
-        sides, similarity = self.sides, statistics[-1]
-        views = sides.key is None
-        by_query = views or needs_first or not needs_second  # <query, grad> gives the scale's
-        by_negatives, by_positive = self._pulls(grad, statistics)
-        grad_query, grad_key, grad_scale = self._of_negatives(
-            by_negatives, statistics[:-1], (by_query, needs_second)
-        )
+    def _positives(self, statistics: Tensor) -> Tensor:
+        """Their logits: [directions, B], or [B] where all directions have the same."""
+        logits, pairs = self.scale * statistics[-1], self.c.call.pairs
+        if pairs.query_bias is not None:
+            logits = logits + self._of_rows(pairs.query_bias)
+        if pairs.key_bias is not None:  # the key of a view's row is the other view's
+            logits = logits + self._of_rows(pairs.key_bias).flip(0)
+        return logits
+
+    def _of_rows(self, x: Tensor) -> Tensor:
+        """What is there for each row of the matrix, by direction: [directions, B], or [1, B]."""
+        return x.view(2 if self.views else 1, -1)
+
+    def gradients(self, grad: Tensor, statistics: Tensor) -> tuple[Tensor, ...]:
+        """Of what ``Needs`` lists, for ``grad`` of the losses, [rows] or []. Those of views stand
+        stacked in the first's place; what is not needed is empty."""
+        needs, sides, similarity = self.needs, self.sides, statistics[-1]
+        by_negatives, by_positives = self._pulls(grad, statistics)
+        of_pairs = self._of_negatives(by_negatives, statistics[:-1])
+        grad_query, grad_key, grad_scale, grad_query_bias, grad_key_bias = of_pairs
         grad_further = grad_query.new_empty(0)
         if sides.further is not None:
-            more, grad_further, of_scale = self._of_further(
-                sides.further.rows, by_negatives, statistics[:-1], (by_query, needs_further)
-            )
-            grad_query, grad_scale = grad_query.add_(more), grad_scale + of_scale
-            if needs_further:
-                grad_further = sides.further.gradient(grad_further)
-        grad_scale = grad_scale + (by_positive * similarity).sum()
-        self._add_positives(grad_query, grad_key, (self.scale * by_positive)[:, None])
-        if needs_first or (views and needs_second):
+            more = self._of_further(sides.further.rows, by_negatives, statistics[:-1])
+            grad_query = grad_query.add_(more.query) if self.by_query else grad_query
+            grad_scale = grad_scale + more.scale
+            if needs.query_bias:
+                grad_query_bias = grad_query_bias + more.query_bias
+            if needs.negative_keys:
+                grad_further = sides.further.gradient(more.key)
+        by_similarity = by_positives.sum(0)  # [B]
+        self._add_positives(grad_query, grad_key, (self.scale * by_similarity)[:, None])
+        if needs.query_bias:
+            grad_query_bias = grad_query_bias + self._to_rows(by_positives)
+        if needs.key_bias:
+            grad_key_bias = grad_key_bias + self._to_rows(by_positives.flip(0))
+        if needs.first or (self.views and needs.second):
             grad_query = sides.query.gradient(grad_query)
         else:
             grad_query = grad_query.new_empty(0)
-        if sides.key is not None and needs_second:
+        if sides.key is not None and needs.second:
             grad_key = sides.key.gradient(grad_key)
-        return grad_query, grad_key, grad_further, grad_scale
+        grad_scale = grad_scale + (by_similarity * similarity).sum()
+        return grad_query, grad_key, grad_further, grad_scale, grad_query_bias, grad_key_bias
+
+    def _to_rows(self, by_direction: Tensor) -> Tensor:
+        """The gradient of what ``_of_rows`` spread."""
+        return by_direction.reshape(-1) if self.views else by_direction.sum(0)
 
     def _pulls(self, grad: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives of the total by each negatives' statistic, [directions, B], and by each
-        positive's logit, [B]."""
-        negatives, similarity = statistics[:-1], statistics[-1]
-        pulls = EPILOGUES[self.c.epilogue].pulls(negatives, self.scale * similarity)
-        if self.c.of_rows.of_one:
+        """Derivatives of the total by each negatives' statistic and by each positive's logit,
+        [directions, B] each."""
+        negatives = statistics[:-1]
+        pulls = EPILOGUES[self.c.epilogue].pulls(negatives, self._positives(statistics))
+        if self.views:
             share = grad.view_as(negatives) if grad.dim() else grad
         else:
             share = grad / len(negatives)
-        by_negatives, by_positive = (pull * share for pull in pulls)
-        return by_negatives, by_positive.sum(0)
+        by_negatives, by_positives = (pull * share for pull in pulls)
+        return by_negatives, by_positives
 
     def _per_side(self, x: Tensor) -> list[Tensor]:
         """What is [directions, B] as the statistic's sides have it."""
-        return [x.reshape(-1)] if self.c.of_rows.of_one else list(x.unbind())
+        return [x.reshape(-1)] if self.views else list(x.unbind())
 
-    def _of_negatives(self, grad: Tensor, negatives: Tensor, needs) -> tuple[Tensor, ...]:
-        c, sides = self.c, self.sides
+    def _of_negatives(self, grad: Tensor, negatives: Tensor) -> Gradients:
+        c, sides, needs = self.c, self.sides, self.needs
         upstream = self._per_side(grad), self._per_side(negatives)
-        arguments = sides.query.rows, sides.keys, self.scale, c.call, needs
+        wanted = self.by_query, needs.second, needs.query_bias, needs.key_bias
+        arguments = sides.query.rows, sides.keys, self.scale, c.call, wanted
         return backward(c.of_rows, c.backend, *upstream, *arguments)
 
-    def _of_further(
-        self, keys: Tensor, grad: Tensor, negatives: Tensor, needs
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        c, query = self.c, self.sides.query.rows
+    def _of_further(self, keys: Tensor, grad: Tensor, negatives: Tensor) -> Gradients:
+        c, query, needs = self.c, self.sides.query.rows, self.needs
         grad, negatives = grad.reshape(-1), negatives.reshape(-1)
-        if self.further is None:
-            arguments = query, keys, self.scale, c.of_all(), needs
+        if self.frozen is None:
+            by_query = self.by_query or not needs.negative_keys  # of one the scale's is made
+            wanted = by_query, needs.negative_keys, needs.query_bias, False
+            arguments = query, keys, self.scale, c.of_all(), wanted
             return backward(c.of_further, c.backend, [grad], [negatives], *arguments)
-        lse, mean_key = self.further
+        lse, weighted = self.frozen
         # This set's share of all negatives; an empty set has none.
         share = torch.where(lse == -torch.inf, 0, grad * (lse - negatives).exp())
-        sums = mean_key.mul_(share[:, None])
+        sums = weighted.mul_(share[:, None])
         rounded = query.to(c.call.compute_dtype).to(query.dtype)
         grad_scale = torch.where(sums == 0, 0, rounded * sums).sum()
-        return sums * self.scale, query.new_empty(0), grad_scale
+        empty = query.new_empty(0)
+        return Gradients(sums * self.scale, empty, grad_scale, share, empty)
 
     def _add_positives(self, grad_query: Tensor, grad_key: Tensor, weight: Tensor) -> None:
         first, second = self.sides.positives
-        views = self.sides.key is None
-        grad_first, grad_second = halves(grad_query) if views else (grad_query, grad_key)
+        grad_first, grad_second = halves(grad_query) if self.views else (grad_query, grad_key)
         if grad_first.numel():
             grad_first.addcmul_(second, weight)
         if grad_second.numel():
@@ -215,17 +252,18 @@ class Step:
 def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> tuple[Tensor, ...]:
     """The operation, composed: the loss, what ``contrast_backward`` needs of it and, of a total,
     the gradients."""
-    *call, statistic, epilogue, normalize, reduction, needs = arguments
-    needs = (False,) * 4 if reduction == "none" else needs
+    *call, statistic, epilogue, normalize, reduction, wanted = arguments
+    needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
-    step = Step(c, Sides.of(first, second, negative_keys, c), scale)
-    statistics = step.statistics(needs)
+    step = Step(c, Sides.of(first, second, negative_keys, c), scale, needs)
+    statistics = step.statistics()
     losses = step.losses(statistics)
-    if not any(needs):
-        gradients = (*(losses.new_empty(0) for _ in range(3)), losses.new_zeros(()))
-    else:
+    if any(needs):
         share = losses.new_ones(()) / (max(len(losses), 1) if reduction == "mean" else 1)
-        gradients = step.gradients(share, statistics, needs)
+        gradients = step.gradients(share, statistics)
+    else:
+        sizes = (0,), (0,), (0,), (), (0,), (0,)
+        gradients = (losses.new_zeros(size) for size in sizes)
     return total(losses, reduction), statistics, *gradients
 
 
@@ -233,7 +271,7 @@ def contrast_backward(
     backend: str, grad, statistics, first, second, negative_keys, scale, *arguments
 ) -> tuple[Tensor, ...]:
     """The gradients for ``grad`` of each row's loss."""
-    *call, statistic, epilogue, normalize, needs = arguments
+    *call, statistic, epilogue, normalize, wanted = arguments
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
-    step = Step(c, Sides.of(first, second, negative_keys, c), scale)
-    return step.gradients(grad, statistics, needs)
+    step = Step(c, Sides.of(first, second, negative_keys, c), scale, Needs(*wanted))
+    return step.gradients(grad, statistics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,20 +28,23 @@ def _rows(statistic: str, first: Tensor) -> int:
     return first.shape[0] * (2 if STATISTICS[statistic].of_one else 1)
 
 
-def _gradients_fake(first, second, negative_keys, statistic: str, needs):
-    needs_first, needs_second, needs_further, _ = needs
-    if STATISTICS[statistic].of_one:
-        both = needs_first or needs_second
-        shapes = [(2 * first.shape[0], first.shape[1]) if both else (0,), (0,)]
+def _gradients_fake(first, second, negative_keys, statistic: str, wanted):
+    needs = composed.Needs(*wanted)
+    of_one, (rows, width) = STATISTICS[statistic].of_one, first.shape
+    if of_one:
+        both = needs.first or needs.second
+        shapes = [(2 * rows, width) if both else (0,), (0,)]
     else:
-        shapes = [first.shape if needs_first else (0,), second.shape if needs_second else (0,)]
-    shapes.append(negative_keys.shape if needs_further else (0,))
-    return *(new_like(first, *shape) for shape in shapes), new_like(first)
+        shapes = [first.shape if needs.first else (0,), second.shape if needs.second else (0,)]
+    shapes += [negative_keys.shape if needs.negative_keys else (0,), ()]
+    count = 2 * rows if of_one else rows
+    shapes += [(count,) if need else (0,) for need in (needs.query_bias, needs.key_bias)]
+    return tuple(new_like(first, *shape) for shape in shapes)
 
 
 def _contrast_fake(first, second, negative_keys, scale, *arguments):
     *_, statistic, _, _, reduction, needs = arguments
-    wanted = (False,) * 4 if reduction == "none" else needs
+    wanted = composed.NO_NEEDS if reduction == "none" else needs
     return (
         new_like(first, *((_rows(statistic, first),) if reduction == "none" else ())),
         new_like(first, STATISTICS[statistic].directions + 1, first.shape[0]),
@@ -53,18 +57,18 @@ def _contrast_backward_fake(grad, statistics, first, second, negative_keys, scal
     return _gradients_fake(first, second, negative_keys, statistic, needs)
 
 
+_GRADIENTS = ", ".join(["Tensor"] * len(composed.Needs._fields))
+
 define_overloads(
     "contrast",
-    f"({_INPUTS}, {_KIND}, str reduction, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, {_KIND}, str reduction, bool[] needs) -> (Tensor, Tensor, {_GRADIENTS})",
     _contrast_fake,
     composed.contrast,
     composed=True,
 )
 define_overloads(
     "contrast_backward",
-    f"(Tensor grad, Tensor statistics, {_INPUTS}, {_KIND}, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor statistics, {_INPUTS}, {_KIND}, bool[] needs) -> ({_GRADIENTS})",
     _contrast_backward_fake,
     composed.contrast_backward,
     composed=True,
@@ -91,6 +95,7 @@ def contrast(
     logit_bound: float | None,
     reduction: str,
     backend: str | None,
+    vectors: Mapping[str, Tensor | None] | None = None,
 ) -> Tensor:
     """The reduced losses, or those of all rows for ``reduction="none"``.
 
@@ -104,11 +109,12 @@ def contrast(
         logit_bound: What no logit exceeds, if the host knows it.
         reduction: "mean", "sum" or "none".
         backend: Which backend serves the call.
+        vectors: Other options of ``Pairs``; biases are added to the positives' logits too.
     """
     M, N = first.shape[0], second.shape[0]
     if STATISTICS[kind.statistic].of_one:
         M = N = M + N
-    call = as_call(first, (M, N), where, None, logit_bound, (excluded, excluded))
+    call = as_call(first, (M, N), where, None, logit_bound, (excluded, excluded), vectors)
     request = request_of(kind.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
@@ -137,33 +143,39 @@ def _contrast(
     negative_keys: Tensor | None,
 ) -> Tensor:
     call, factor = call.concrete(), scale_tensor(scale, first)
-    inputs = tuple(x if x is None else x.contiguous() for x in (first, second, negative_keys))
-    needs = tuple(
-        x is not None and x.requires_grad and torch.is_grad_enabled() for x in (*inputs, factor)
-    )
-    if not any(needs):
+    inputs = (
+        *(x if x is None else x.contiguous() for x in (first, second, negative_keys)), factor,
+        call.pairs.query_bias, call.pairs.key_bias,
+    )  # fmt: skip
+    needs = tuple(x is not None and x.requires_grad for x in inputs)
+    if not (torch.is_grad_enabled() and any(needs)):
         compute = overload("contrast", backend)
-        return compute(*inputs, factor, *call.arguments, *kind, reduction, needs)[0]
+        needs = composed.NO_NEEDS
+        return compute(*inputs[:4], *call.arguments, *kind, reduction, needs)[0]
     if reduction == "none":
-        return differentiable(_RowLosses, *inputs, factor, kind, backend, call)
-    return differentiable(_Total, *inputs, factor, kind, backend, call, reduction, needs)
+        return differentiable(_RowLosses, *inputs, kind, backend, call)
+    return differentiable(_Total, *inputs, kind, backend, call, reduction, needs)
 
 
 def _of_inputs(ctx: Any, kind: Kind, gradients) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs and of the scale as autograd takes them."""
-    grad_first, grad_second, grad_further, grad_scale = gradients
+    """The gradients as autograd takes them."""
+    grad_first, grad_second, grad_further, *rest = gradients
     if STATISTICS[kind.statistic].of_one:
         grad_first, grad_second = composed.halves(grad_first)
-    grads = *(g.to(ctx.dtype) for g in (grad_first, grad_second, grad_further)), grad_scale
+    grads = *(g.to(ctx.dtype) for g in (grad_first, grad_second, grad_further)), *rest
     return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
 
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, first, second, negative_keys, scale, kind, backend, call):
+    def forward(
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, kind, backend, call
+    ):
+        call = call.with_biases(query_bias, key_bias)
         inputs = first, second, negative_keys, scale
         compute = overload("contrast", backend)
-        losses, statistics, *_ = compute(*inputs, *call.arguments, *kind, "none", (True,) * 4)
+        arguments = *call.arguments, *kind, "none", composed.NO_NEEDS
+        losses, statistics, *_ = compute(*inputs, *arguments)
         call.save(ctx, statistics, *inputs)
         ctx.kind, ctx.backend, ctx.dtype = kind, backend, first.dtype
         return losses
@@ -172,7 +184,7 @@ class _RowLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         saved, call = Call.saved(ctx)
-        ctx.needs = ctx.needs_input_grad[:4]
+        ctx.needs = ctx.needs_input_grad[:6]
         compute = overload("contrast_backward", ctx.backend)
         grad = grads[0].contiguous()
         gradients = compute(grad, *saved, *call.arguments, *ctx.kind, ctx.needs)
@@ -185,8 +197,10 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, first, second, negative_keys, scale, kind, backend, call, reduction, needs
-    ):
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias,
+        kind, backend, call, reduction, needs,
+    ):  # fmt: skip
+        call = call.with_biases(query_bias, key_bias)
         inputs = first, second, negative_keys, scale
         compute = overload("contrast", backend)
         loss, _, *gradients = compute(*inputs, *call.arguments, *kind, reduction, needs)

@@ -22,16 +22,29 @@ class Epilogue(NamedTuple):
     pulls: Callable[[Tensor, Tensor], Pulls]
 
 
-def softplus(negatives: Tensor, positive: Tensor) -> Tensor:
-    """``log(1 + exp(negatives - positive))``; no negative at all (-inf) gives loss 0.
+def contrast(negatives: Tensor, positive: Tensor) -> Tensor:
+    """``log(1 + exp(negatives - positive))``: the loss of a positive against its negatives.
 
-    Of a log-sum-exp over negatives only this is ``-log softmax`` over all keys, which in float32
-    would lose every digit of a small loss.
+    Of a log-sum-exp over negatives only this is ``-log softmax`` of the positive over all keys,
+    which in float32 would lose every digit of a small loss.
+
+    Args:
+        negatives: Log-sum-exp of each query's logits over its negatives, without the positive.
+        positive: The logit of its positive, same shape.
+
+    Returns:
+        Same shape. A query without negatives (-inf) has loss 0 and gradient 0.
+
+    Example::
+
+        different = PairFilter(ids, ids, "different")
+        negatives = row_logsumexp(query, key, 20.0, where=different)
+        loss = contrast(negatives, pair_logits(query, key, 20.0)).mean()
     """
     return F.softplus(negatives - positive, threshold=40)
 
 
-def _softplus_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
+def _contrast_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
     pull = (negatives - positive).sigmoid()
     return pull, -pull
 
@@ -46,7 +59,17 @@ def _difference_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
     return one, -one
 
 
+def sigmoid(negatives: Tensor, positive: Tensor) -> Tensor:
+    """``negatives - log sigmoid(positive)``, for a sum of softplus over negatives."""
+    return negatives + F.softplus(-positive, threshold=40)
+
+
+def _sigmoid_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
+    return torch.ones_like(negatives), -(-positive).sigmoid().expand_as(negatives)
+
+
 EPILOGUES = {
-    "softplus": Epilogue(softplus, _softplus_pulls),
+    "softplus": Epilogue(contrast, _contrast_pulls),
     "difference": Epilogue(difference, _difference_pulls),
+    "sigmoid": Epilogue(sigmoid, _sigmoid_pulls),
 }

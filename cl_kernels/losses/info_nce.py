@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, check_embeddings, check_indices
+from cl_kernels.losses import epilogues
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -19,7 +20,6 @@ from cl_kernels.losses.common import (
     total,
 )
 from cl_kernels.losses.contrast import Kind, contrast
-from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.hardest import (
     Negatives,
     check_hardest,
@@ -27,10 +27,10 @@ from cl_kernels.losses.hardest import (
     logsumexp_of,
     own_similarity,
 )
-from cl_kernels.losses.rows import float_rows
 from cl_kernels.pairs import PairFilter, Where, as_filters
 from cl_kernels.statistics.functions import row_logsumexp
 from cl_kernels.statistics.positives import pair_logits
+from cl_kernels.statistics.rows import float_rows
 
 
 def info_nce(
@@ -142,7 +142,7 @@ def info_nce(
         lses = (_logsumexp(queries, some, scale, logit_bound=bound, **statistic) for some in sets)
         negatives = reduce(torch.logaddexp, lses)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
-    return total(softplus(negatives, positive), reduction)
+    return total(epilogues.contrast(negatives, positive), reduction)
 
 
 def _trained(key: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_kernels._kinds import check_integer, check_number
 from cl_kernels._precision import widest
 from cl_kernels.csr import CSR
 from cl_kernels.search import TopK
@@ -35,7 +36,8 @@ class Criteria:
         check_integer("num_negatives", self.num_negatives, least=1)
         check_integer("range_min", self.range_min, least=0)
         if self.range_max is not None:
-            check_integer("range_max", self.range_max, least=self.range_min + self.num_negatives)
+            least = self.range_min + self.num_negatives
+            check_integer("range_max", self.range_max, least, ", range_min + num_negatives")
         for name in ("max_score", "min_score", "absolute_margin", "relative_margin"):
             _check_number(name, getattr(self, name))
         low, high = self.min_score, self.max_score
@@ -102,19 +104,10 @@ class Criteria:
         return TopK(values.contiguous(), indices.contiguous())
 
 
-def check_integer(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < least:
-        reason = ", range_min + num_negatives" if name == "range_max" else ""
-        raise ValueError(f"{name}: expected at least {least}{reason}, got {value}")
-
-
 def _check_number(name: str, value: float | None) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    check_number(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from cl_kernels._kinds import check_integer
 from cl_kernels.checks import check_embeddings, check_filters, check_matches
 from cl_kernels.csr import Lists, as_csr
-from cl_kernels.mining.criteria import Criteria, check_integer
+from cl_kernels.mining.criteria import Criteria
 from cl_kernels.mining.positives import pair_scores
 from cl_kernels.mining.result import MinedNegatives
 from cl_kernels.mining.tally import CorpusTally, Tally

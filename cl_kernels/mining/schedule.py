@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from cl_kernels._kinds import check_integer, check_number
+
 
 @dataclass(frozen=True)
 class MiningSchedule:
@@ -46,16 +48,11 @@ class MiningSchedule:
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+            check_number(name, value)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
         for name, least in (("steps", 1), ("wait", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+            check_integer(name, getattr(self, name), least)
         if self.curve not in ("linear", "cosine"):
             raise ValueError(f'curve: expected "linear" or "cosine", got {self.curve!r}')
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +9,10 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
-from cl_kernels._precision import accumulator
 from cl_kernels.calls import Call, note_call, request_of
-from cl_kernels.checks import as_factor, check_count, check_embeddings, check_filters
+from cl_kernels.checks import Bound, as_bound, check_count, check_embeddings, check_filters
 from cl_kernels.csr import CSR, Lists, left_out
 from cl_kernels.pairs import Where, as_pairs
-from cl_kernels.reading import readable
 
 from .gradients import found_scores
 from .scan import search, search_traced
@@ -24,8 +21,6 @@ from .stream import progress_bar
 
 if TYPE_CHECKING:
     import numpy
-
-Bound = float | Tensor | None
 
 _MOST_KEYS = 1 << 31
 
@@ -98,7 +93,7 @@ def topk(
         excluded = left_out("exclude", exclude, M, N, queries.device)
     if keep is not None:
         excluded = _but_for(keep, excluded, M, N, queries.device)
-    below, above = (_bound(n, b, queries) for n, b in (("below", below), ("above", above)))
+    below, above = (as_bound(n, b, queries) for n, b in (("below", below), ("above", above)))
     pairs = as_pairs(filters, below=below, above=above)
     request = request_of("topk", queries, Call(pairs, queries.dtype, None))
     name = choose(backend, request)
@@ -156,27 +151,3 @@ def _check_key(key: Tensor, query: Tensor) -> None:
         raise ValueError("key: expected no gradient for keys that are streamed from the host")
     if not torch.compiler.is_compiling() and key.shape[0] >= _MOST_KEYS:
         raise ValueError(f"key: expected fewer than {_MOST_KEYS} rows, got {key.shape[0]}")
-
-
-def _bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
-    """A bound for each query, [M]."""
-    if bound is None:
-        return None
-    if isinstance(bound, Tensor):
-        if not bound.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got {bound.dtype}")
-        if bound.dim() > 1 or (bound.dim() == 1 and bound.shape[0] != query.shape[0]):
-            raise ValueError(
-                f"{name}: expected a number, or one for each of the {query.shape[0]} queries, "
-                f"got shape {list(bound.shape)}"
-            )
-        if bound.device != query.device and bound.dim():
-            raise ValueError(f"{name}: expected the device of query, got {bound.device}")
-    elif isinstance(bound, bool) or not isinstance(bound, (Real, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name}: expected a number or a tensor, got {type(bound).__name__}")
-    elif torch.compiler.is_compiling():
-        bound = as_factor(bound, query)
-    bounds = torch.as_tensor(bound, dtype=accumulator(query), device=query.device).detach()
-    if readable(bounds) and bool(bounds.isnan().any()):
-        raise ValueError(f"{name}: expected numbers, got a NaN")
-    return bounds.expand(query.shape[0]).contiguous()

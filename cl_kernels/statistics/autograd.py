@@ -22,41 +22,49 @@ def streamed(
     """Values of a statistic of ``scale`` times the products of query and key; without a key, of
     the query with itself."""
     statistic, call = STATISTICS[name], call.concrete()
-    factor = scale_tensor(scale, query)
-    trained = any(x is not None and x.requires_grad for x in (query, key, factor))
+    factor, biases = scale_tensor(scale, query), (call.pairs.query_bias, call.pairs.key_bias)
     query, key = query.contiguous(), key if key is None else key.contiguous()
-    if not (trained and torch.is_grad_enabled()):
+    inputs = query, key, factor, *biases
+    if not (torch.is_grad_enabled() and any(map(_is_trained, inputs))):
         return forward(statistic, backend, query, key, factor, call)
-    frozen_key = key is not None and not key.requires_grad and statistic.has_weighted_key
-    function = _FrozenKey if frozen_key else _Streamed
-    values = differentiable(function, query, key, factor, statistic, backend, call)
+    if key is not None and statistic.has_weighted_key and not any(map(_is_trained, (key, *biases))):
+        return (differentiable(_FrozenKey, query, key, factor, statistic, backend, call),)
+    values = differentiable(_Streamed, *inputs, statistic, backend, call)
     return values if isinstance(values, tuple) else (values,)
+
+
+def _is_trained(x: Tensor | None) -> bool:
+    return x is not None and x.requires_grad
 
 
 class _Streamed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query, key, scale, statistic: Statistic, backend: str, call: Call):
+    def forward(
+        ctx: Any, query, key, scale, query_bias, key_bias,
+        statistic: Statistic, backend: str, call: Call,
+    ):  # fmt: skip
+        call = call.with_biases(query_bias, key_bias)
         values = forward(statistic, backend, query, key, scale, call)
-        call.save(ctx, query, key, scale, *values)
+        ctx.mark_non_differentiable(*(x for x in values if not x.is_floating_point()))
+        call.save(ctx, query, key, scale, *statistic.differentiable(values))
         ctx.statistic, ctx.backend = statistic, backend
         return values[0] if len(values) == 1 else values
 
     @staticmethod
     def backward(ctx: Any, *grads):
+        grads = ctx.statistic.differentiable(grads)
         check_backward(*grads)
         (query, key, scale, *values), call = Call.saved(ctx)
-        needs_query, needs_key, needs_scale = ctx.needs_input_grad[:3]
+        needs = ctx.needs_input_grad[:5]
+        needs_query, needs_key, needs_scale, *needs_biases = needs
         by_query = needs_query or (needs_scale and not needs_key)  # <query, grad> gives the scale's
-        grad_query, grad_key, grad_scale = backward(
+        gradients = backward(
             ctx.statistic, ctx.backend, [g.contiguous() for g in grads], values,
-            query, key, scale, call, (by_query, needs_key),
+            query, key, scale, call, (by_query, needs_key, *needs_biases),
         )  # fmt: skip
-        return (
-            grad_query.to(query.dtype) if needs_query else None,
-            grad_key.to(key.dtype) if needs_key else None,
-            grad_scale if needs_scale else None,
-            *(None,) * 3,
-        )
+        dtypes = (query.dtype,) * 2 + (scale.dtype,) * 3
+        each = zip(gradients, needs, dtypes, strict=True)
+        return *(g.to(dtype) if need else None for g, need, dtype in each), *(None,) * 3
 
 
 class _FrozenKey(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +32,16 @@ def weighted_key(
     return compute(query, key, scale, *call.arguments)
 
 
+class Gradients(NamedTuple):
+    """What is not wanted is empty; that of the scale is made from one of the others."""
+
+    query: Tensor
+    key: Tensor
+    scale: Tensor
+    query_bias: Tensor
+    key_bias: Tensor
+
+
 def backward(
     statistic: Statistic,
     backend: str,
@@ -42,14 +52,14 @@ def backward(
     scale: Tensor,
     call: Call,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and scale; ``needs``: whether those of query and key are wanted.
+) -> Gradients:
+    """Gradients for those of each side's (differentiable) value.
 
-    What is not wanted is empty. That of the scale is made from one of the others.
+    ``needs``: whether those of query, key, query_bias and key_bias are wanted.
     """
     compute = overload(f"{statistic.name}_backward", backend)
     arguments = query, key, scale, *call.arguments
-    return compute(list(grads), list(values), *arguments, list(needs))
+    return Gradients(*compute(list(grads), list(values), *arguments, list(needs)))
 
 
 def _returns(count: int) -> str:
@@ -57,7 +67,7 @@ def _returns(count: int) -> str:
 
 
 def _forward_fake(statistic: Statistic, query: Tensor, key: Tensor | None, *_) -> Any:
-    values = statistic.empty_values(query, key)
+    values = statistic.new_values(query, key)
     return values[0] if len(values) == 1 else values
 
 
@@ -66,11 +76,14 @@ def _weighted_key_fake(query: Tensor, *_) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(grads, values, query: Tensor, key: Tensor | None, *arguments):
-    needs_query, needs_key = arguments[-1]
+    needs_query, needs_key, needs_query_bias, needs_key_bias = arguments[-1]
+    keys = query if key is None else key
     return (
         new_like(query, *(query.shape if needs_query else (0,))),
         new_like(query, *(key.shape if needs_key and key is not None else (0,))),
         new_like(query),
+        new_like(query, query.shape[0] if needs_query_bias else 0),
+        new_like(query, keys.shape[0] if needs_key_bias else 0),
     )
 
 
@@ -89,10 +102,11 @@ def _backward(statistic: Statistic, module, grads, values, query, key, scale, *a
 
 
 def _define(statistic: Statistic) -> None:
-    name, sides = statistic.name, 2 if statistic.sides == "row_col" else 1
+    name = statistic.name
+    values = (2 if statistic.sides == "row_col" else 1) * (2 if statistic.fold.counts else 1)
     define_overloads(
         name,
-        f"({_INPUTS}) -> {_returns(sides)}",
+        f"({_INPUTS}) -> {_returns(values)}",
         partial(_forward_fake, statistic),
         partial(_forward, statistic),
     )
@@ -105,7 +119,7 @@ def _define(statistic: Statistic) -> None:
         )
     define_overloads(
         f"{name}_backward",
-        f"(Tensor[] grads, Tensor[] values, {_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor[] grads, Tensor[] values, {_INPUTS}, bool[] needs) -> {_returns(5)}",
         _backward_fake,
         partial(_backward, statistic),
     )

@@ -27,6 +27,10 @@ Tensor zeros_if(bool needed, const Tensor& like, int64_t rows) {
   return needed ? zeros(like, {rows, like.size(1)}) : empty(like, {0});
 }
 
+Tensor zeros_if(bool needed, int64_t count, const Tensor& like) {
+  return needed ? zeros(like, {count}) : empty(like, {0});
+}
+
 template <class T>
 T* data_if(bool needed, Tensor& x) {
   return needed ? mutable_data<T>(x) : nullptr;
@@ -41,12 +45,13 @@ Contrast<Fold>::Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilog
       epilogue_(epilogue),
       needs_(needs),
       scale_(*data<T>(inputs.scale)),
+      query_bias_(optional_data<T>(inputs.call.pairs.query_bias)),
+      key_bias_(optional_data<T>(inputs.call.pairs.key_bias)),
       query_(rows_of_queries<T>(inputs)),
       key_(rows_of_keys<T>(inputs)),
       loop_(loop_of(query_, key_, scale_, inputs.call)) {
   if (inputs.negative_keys)
-    negative_keys_.emplace(query_, *inputs.negative_keys, scale_, inputs.call.compute_dtype,
-                           inputs.normalize);
+    negative_keys_.emplace(query_, *inputs.negative_keys, scale_, inputs.call, inputs.normalize);
 }
 
 template <class Fold>
@@ -54,15 +59,15 @@ void Contrast<Fold>::make_statistics(T* statistics) {
   const int64_t batch = inputs_.batch(), width = query_.width();
   T* const similarity = statistics + inputs_.directions() * batch;
   T* const col = inputs_.sides == ContrastSides::row_col ? statistics + batch : nullptr;
-  fold<Fold>(loop_, {statistics, nullptr}, {col, nullptr});
+  fold_values<Fold>(loop_, statistics, col);
   if (negative_keys_) negative_keys_->add_to(statistics, needs_.any() && !needs_.negative_keys);
   for_each_row(batch, width, [&](int64_t i) {
     similarity[i] = tile_kernels<T>().dot(first_row(i), second_row(i), width);
   });
 }
 
-// Calls f(r, i, loss, share, positive) for every statistic r of the negatives: of pair i, whose
-// positive's logit is given, and a share of one of the losses.
+// Calls f(r, loss, share, positive) for every statistic r of the negatives, with the logit of its
+// positive: a share of one of the losses.
 template <class Fold>
 template <class F>
 void Contrast<Fold>::each_statistic(const T* statistics, const F& f) const {
@@ -72,26 +77,27 @@ void Contrast<Fold>::each_statistic(const T* statistics, const F& f) const {
   for (int64_t d = 0; d < directions; ++d)
     for (int64_t i = 0; i < batch; ++i) {
       const int64_t r = d * batch + i;
-      f(r, i, inputs_.is_self() ? r : i, share, scale_ * similarity[i]);
+      const T logit = scale_ * similarity[i] + bias(positive(d, i));
+      f(r, inputs_.is_self() ? r : i, share, logit);
     }
 }
 
 template <class Fold>
 void Contrast<Fold>::make_losses(const T* statistics, T* losses) const {
   std::fill_n(losses, inputs_.losses(), T(0));
-  each_statistic(statistics, [&](int64_t r, int64_t, int64_t loss, T share, T positive) {
+  each_statistic(statistics, [&](int64_t r, int64_t loss, T share, T positive) {
     losses[loss] += share * epilogue_.value(statistics[r], positive);
   });
 }
 
 template <class Fold>
 auto Contrast<Fold>::pull(const T* statistics, LossGradient<T> grad) const -> Pulled {
-  const int64_t batch = inputs_.batch();
-  Pulled result{std::vector<T>(inputs_.directions() * batch), std::vector<T>(batch)};
-  each_statistic(statistics, [&](int64_t r, int64_t i, int64_t loss, T share, T positive) {
+  const int64_t count = inputs_.directions() * inputs_.batch();
+  Pulled result{std::vector<T>(count), std::vector<T>(count)};
+  each_statistic(statistics, [&](int64_t r, int64_t loss, T share, T positive) {
     const auto [by_negatives, by_positive] = epilogue_.pulls(statistics[r], positive);
     result.negatives[r] = share * grad[loss] * by_negatives;
-    result.positive[i] += share * grad[loss] * by_positive;
+    result.positives[r] = share * grad[loss] * by_positive;
   });
   return result;
 }
@@ -99,56 +105,84 @@ auto Contrast<Fold>::pull(const T* statistics, LossGradient<T> grad) const -> Pu
 template <class Fold>
 ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T> grad) {
   const bool is_self = inputs_.is_self();
-  const int64_t batch = inputs_.batch();
+  const int64_t batch = inputs_.batch(), rows = query_.count();
   const bool need_first = needs_.first || (is_self && needs_.second);
   const bool need_second = needs_.second && !is_self;
   const bool by_query = is_self || needs_.first || !needs_.second;  // <query, grad> is the scale's
   const Pulled pulled = pull(statistics, grad);
-  Tensor first = zeros_if(by_query, inputs_.first, query_.count());
-  Tensor second = zeros_if(need_second, inputs_.second, batch);
-  Tensor negative_keys = empty(inputs_.first, {0});
-  T* const grad_first = data_if<T>(by_query, first);
-  T* const grad_second = data_if<T>(need_second, second);
+  ContrastGradients out{zeros_if(by_query, inputs_.first, rows),
+                        zeros_if(need_second, inputs_.second, batch),
+                        empty(inputs_.first, {0}),
+                        empty(inputs_.first, {}),
+                        zeros_if(needs_.query_bias, rows, inputs_.first),
+                        zeros_if(needs_.key_bias, rows, inputs_.first)};
+  T of_scale = 0;
+  const Gradients<T> into{data_if<T>(by_query, out.first), data_if<T>(need_second, out.second),
+                          &of_scale, data_if<T>(needs_.query_bias, out.query_bias),
+                          data_if<T>(needs_.key_bias, out.key_bias)};
 
   const Upstream<T> row{pulled.negatives.data(), statistics};
   Upstream<T> col{};
   if (inputs_.sides == ContrastSides::row_col) col = row.from(batch);
-  T of_scale = 0;
   loop_.isolate_nonfinite();
-  cl::cpu::gradients<Fold>(loop_, row, col, grad_first, grad_second, &of_scale);
+  cl::cpu::gradients<Fold>(loop_, row, col, into);
   double grad_scale = of_scale;
   if (negative_keys_) {
     const Tensor& keys = *inputs_.negative_keys;
-    negative_keys = zeros_if(needs_.negative_keys, keys, keys.size(0));
-    grad_scale += negative_keys_->add_gradients(row, grad_first,
-                                                data_if<T>(needs_.negative_keys, negative_keys));
+    out.negative_keys = zeros_if(needs_.negative_keys, keys, keys.size(0));
+    grad_scale += negative_keys_->add_gradients(
+        row, into.query, data_if<T>(needs_.negative_keys, out.negative_keys), into.query_bias);
   }
-  const T* const similarity = statistics + inputs_.directions() * batch;
-  for (int64_t i = 0; i < batch; ++i) grad_scale += pulled.positive[i] * similarity[i];
-  add_positives(pulled, grad_first, is_self ? grad_first + batch * query_.width() : grad_second);
-  if (!need_first) first = empty(inputs_.first, {0});
-  return {first, second, negative_keys, scalar(inputs_.first, static_cast<T>(grad_scale))};
+  grad_scale += add_positives(pulled, statistics, into);
+  *mutable_data<T>(out.scale) = static_cast<T>(grad_scale);
+  if (!need_first) out.first = empty(inputs_.first, {0});
+  return out;
 }
 
-// And takes the gradients back through the normalisation.
+// Returns the gradient of the scale.
 template <class Fold>
-void Contrast<Fold>::add_positives(const Pulled& pulled, T* grad_first, T* grad_second) const {
+double Contrast<Fold>::add_positives(const Pulled& pulled, const T* statistics,
+                                     const Gradients<T>& into) const {
+  const int64_t batch = inputs_.batch(), directions = inputs_.directions();
+  const T* const similarity = statistics + directions * batch;
+  std::vector<T> pull(batch);
+  double grad_scale = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    for (int64_t d = 0; d < directions; ++d) {
+      const T of_direction = pulled.positives[d * batch + i];
+      const Positive at = positive(d, i);
+      pull[i] += of_direction;
+      if (into.query_bias) into.query_bias[at.query] += of_direction;
+      if (into.key_bias) into.key_bias[at.key] += of_direction;
+    }
+    grad_scale += pull[i] * similarity[i];
+  }
+  T* const second = inputs_.is_self() ? into.query + batch * query_.width() : into.key;
+  pull_together(pull.data(), into.query, second);
+  return grad_scale;
+}
+
+// The positives' gradients of both rows, which then go back through the normalisation.
+template <class Fold>
+void Contrast<Fold>::pull_together(const T* pull, T* grad_first, T* grad_second) const {
   const int64_t batch = inputs_.batch(), width = query_.width();
   for_each_row(batch, width, [&](int64_t i) {
-    const T pull = scale_ * pulled.positive[i];
+    const T by = scale_ * pull[i];
     if (grad_first) {
-      tile_kernels<T>().combine(T(1), grad_first + i * width, pull, second_row(i), width);
+      tile_kernels<T>().combine(T(1), grad_first + i * width, by, second_row(i), width);
       query_.unnormalize(i, grad_first + i * width);
     }
     if (grad_second) {
-      tile_kernels<T>().combine(T(1), grad_second + i * width, pull, first_row(i), width);
+      tile_kernels<T>().combine(T(1), grad_second + i * width, by, first_row(i), width);
       key_ ? key_->unnormalize(i, grad_second + i * width)
            : query_.unnormalize(batch + i, grad_second + i * width);
     }
   });
 }
 
-template class Contrast<LogSumExp<float>>;
-template class Contrast<LogSumExp<double>>;
+#define CL_INSTANTIATE(FOLD)            \
+  template class Contrast<FOLD<float>>; \
+  template class Contrast<FOLD<double>>;
+CL_EACH_FOLD(CL_INSTANTIATE)
 
 }  // namespace cl::cpu

@@ -29,14 +29,14 @@ struct ContrastInputs {
 };
 
 struct ContrastNeeds {
-  bool first, second, negative_keys, scale;
+  bool first, second, negative_keys, scale, query_bias, key_bias;
 
-  bool any() const { return first || second || negative_keys || scale; }
+  bool any() const { return first || second || negative_keys || scale || query_bias || key_bias; }
 };
 
 // What is not needed is empty; those of two views stand stacked in the first's place.
 struct ContrastGradients {
-  Tensor first, second, negative_keys, scale;
+  Tensor first, second, negative_keys, scale, query_bias, key_bias;
 };
 
 // The gradient with respect to each loss, or to every loss alike.
@@ -66,8 +66,22 @@ class Contrast {
  private:
   // Gradients with respect to the negatives' statistics and to the positives' logits.
   struct Pulled {
-    std::vector<T> negatives, positive;  // [directions, B], [B]
+    std::vector<T> negatives, positives;  // [directions, B]
   };
+
+  // The rows of a direction's positive pair i, as the biases count them.
+  struct Positive {
+    int64_t query, key;
+  };
+
+  Positive positive(int64_t direction, int64_t i) const {
+    const int64_t other = inputs_.is_self() ? inputs_.batch() : 0;
+    return direction == 0 ? Positive{i, other + i} : Positive{other + i, i};
+  }
+
+  T bias(Positive at) const {
+    return (query_bias_ ? query_bias_[at.query] : T(0)) + (key_bias_ ? key_bias_[at.key] : T(0));
+  }
 
   const T* first_row(int64_t i) const { return query_.row(i); }
   const T* second_row(int64_t i) const {
@@ -77,16 +91,18 @@ class Contrast {
   template <class F>
   void each_statistic(const T* statistics, const F& f) const;
   Pulled pull(const T* statistics, LossGradient<T> grad) const;
-  void add_positives(const Pulled& pulled, T* grad_first, T* grad_second) const;
+  double add_positives(const Pulled& pulled, const T* statistics, const Gradients<T>& into) const;
+  void pull_together(const T* pull, T* grad_first, T* grad_second) const;
 
   ContrastInputs inputs_;
   Epilogue<T> epilogue_;
   ContrastNeeds needs_;
   T scale_;
+  const T *query_bias_, *key_bias_;
   Rows<T> query_;
   std::optional<Rows<T>> key_;  // none of views, which are their own keys
   TileLoop<T> loop_;
-  std::optional<NegativeKeys<T>> negative_keys_;
+  std::optional<NegativeKeys<Fold>> negative_keys_;
 };
 
 }  // namespace cl::cpu

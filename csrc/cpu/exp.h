@@ -64,4 +64,14 @@ __attribute__((always_inline)) inline double exp_nonpositive(double x) {
   return x < lowest ? 0. : y;
 }
 
+// log(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), whose series has no cancelling terms.
+template <class T>
+__attribute__((always_inline)) inline T log1p_unit(T u) {
+  constexpr int terms = sizeof(T) == 4 ? 8 : 16;  // (1/9)^terms / (2 terms + 1) < 2^-24, 2^-53
+  const T s = u / (2 + u), square = s * s;
+  T series = T(1) / (2 * terms + 1);
+  for (int k = terms - 1; k >= 0; --k) series = series * square + T(1) / (2 * k + 1);
+  return 2 * s * series;
+}
+
 }  // namespace cl::cpu

@@ -77,8 +77,10 @@ void logsumexp_weighted_key(const Loop<T>& loop, T* row, T* weighted_key) {
   divide(weighted_key, rows, width);
 }
 
-template void fold<LogSumExp<float>>(const Loop<float>&, Outputs<float>, Outputs<float>);
-template void fold<LogSumExp<double>>(const Loop<double>&, Outputs<double>, Outputs<double>);
+#define CL_INSTANTIATE(FOLD)                                                           \
+  template void fold<FOLD<float>>(const Loop<float>&, Outputs<float>, Outputs<float>); \
+  template void fold<FOLD<double>>(const Loop<double>&, Outputs<double>, Outputs<double>);
+CL_EACH_FOLD(CL_INSTANTIATE)
 template void logsumexp_weighted_key(const Loop<float>&, float*, float*);
 template void logsumexp_weighted_key(const Loop<double>&, double*, double*);
 

@@ -1,52 +1,62 @@
-// Keys that every row has for negatives beside its batch, such as a queue; no filter touches them.
+// Keys that every row has for negatives beside its batch, such as a queue. Of what is said of pairs
+// only the queries' biases hold for them.
 #pragma once
 #include "rows.h"
 #include "visits.h"
 
 namespace cl::cpu {
 
-template <class T>
+// A fold of the logits of every row, where counts are of no interest.
+template <class Fold, class T = typename Fold::Number>
+void fold_values(const Loop<T>& loop, T* row, T* col) {
+  std::vector<int64_t> counts(Fold::kCounts ? loop.query().rows() + loop.key().rows() : 0);
+  fold<Fold>(loop, {row, counts.data()}, {col, counts.data() + loop.query().rows()});
+}
+
+template <class Fold>
 class NegativeKeys {
+  using T = typename Fold::Number;
+  // Whether the visit that makes the statistic can make what the queries' gradient is made of.
+  static constexpr bool kWeighsKeys = std::is_same_v<Fold, LogSumExp<T>>;
+
  public:
-  NegativeKeys(const Rows<T>& query, const Tensor& keys, T scale, ScalarType compute_dtype,
-               bool normalize)
+  NegativeKeys(const Rows<T>& query, const Tensor& keys, T scale, const Call& call, bool normalize)
       : query_(query),
         keys_({&keys}, normalize),
-        loop_(query.embeddings(compute_dtype), keys_.embeddings(compute_dtype), scale, Pairs{}) {}
+        loop_(query.embeddings(call.compute_dtype), keys_.embeddings(call.compute_dtype), scale,
+              of_all(call.pairs)) {}
 
-  // statistic[i] = log(exp(statistic[i]) + sum_j exp(z_ij)) of each query. With weigh, the same
-  // visit makes what the queries' gradient will be made of; the keys then get none.
+  // Makes statistic [M] that of these keys too. With weigh, the same visit makes what the queries'
+  // gradient will be made of, where it can; the keys then get none.
   void add_to(T* statistic, bool weigh) {
-    lse_.resize(query_.count());
-    if (weigh) {
-      loop_.isolate_nonfinite();
-      weighted_.resize(query_.count() * query_.width());
-      logsumexp_weighted_key(loop_, lse_.data(), weighted_.data());
-    } else {
-      fold<LogSumExp<T>>(loop_, {lse_.data(), nullptr}, {});
+    value_.resize(query_.count());
+    if constexpr (kWeighsKeys) {
+      if (weigh) {
+        loop_.isolate_nonfinite();
+        weighted_.resize(query_.count() * query_.width());
+        logsumexp_weighted_key(loop_, value_.data(), weighted_.data());
+      }
     }
-    for (int64_t i = 0; i < query_.count(); ++i) {
-      LogSumExp<T> both = LogSumExp<T>::nothing();
-      both.merge(LogSumExp<T>::of(statistic[i]));
-      both.merge(LogSumExp<T>::of(lse_[i]));
-      statistic[i] = both.value();
-    }
+    if (weighted_.empty()) fold_values<Fold>(loop_, value_.data(), static_cast<T*>(nullptr));
+    for (int64_t i = 0; i < query_.count(); ++i) statistic[i] = Fold::both(statistic[i], value_[i]);
   }
 
-  // For the gradient of the statistic that these keys are part of: adds to the queries', makes that
-  // of the keys (each may be null), and returns that of the scale. The keys' starts at 0.
-  T add_gradients(Upstream<T> row, T* grad_query, T* grad_keys) {
+  // For the gradient of the statistic that these keys are part of: adds to the queries' and their
+  // biases', makes that of the keys (each may be null), and returns that of the scale. The keys'
+  // starts at 0.
+  T add_gradients(Upstream<T> row, T* grad_query, T* grad_keys, T* grad_query_bias) {
     T grad_scale = 0;
     std::vector<T> more = std::move(weighted_);
     if (!more.empty()) {
-      weigh_by_share(row, more.data());
+      weigh_by_share(row, more.data(), grad_query_bias);
       grad_scale = static_cast<T>(scale_gradient(loop_.query(), more.data(), loop_.scale()));
     } else {
       loop_.isolate_nonfinite();
       const bool by_query = grad_query || !grad_keys;  // the scale's is made of either
       if (by_query) more.resize(query_.count() * query_.width());
-      gradients<LogSumExp<T>>(loop_, row, {}, by_query ? more.data() : nullptr, grad_keys,
-                              &grad_scale);
+      gradients<Fold>(
+          loop_, row, {},
+          {by_query ? more.data() : nullptr, grad_keys, &grad_scale, grad_query_bias, nullptr});
     }
     if (grad_query)
       for_each_row(query_.count(), query_.width(), [&](int64_t i) {
@@ -59,24 +69,29 @@ class NegativeKeys {
   }
 
  private:
+  static Pairs of_all(const Pairs& pairs) {
+    Pairs all;
+    all.query_bias = pairs.query_bias;
+    return all;
+  }
+
   // Weighted keys of each query, times the gradient with respect to these keys' own statistic. If
   // they are no part of the whole they weigh nothing, whatever comes from upstream.
-  void weigh_by_share(Upstream<T> row, T* weighted) const {
+  void weigh_by_share(Upstream<T> row, T* weighted, T* grad_query_bias) const {
     const int64_t width = query_.width();
     for_each_row(query_.count(), width, [&](int64_t i) {
-      const T share = LogSumExp<T>::weight(lse_[i], row.value[i]);
+      T share = value_[i] == -kInfinity<T> ? T(0) : Fold::weight(value_[i], row.value[i]);
       T* const x = weighted + i * width;
-      if (lse_[i] == -kInfinity<T> || share == 0)
-        std::fill_n(x, width, T(0));
-      else
-        for (int64_t d = 0; d < width; ++d) x[d] *= row.grad[i] * share;
+      if (share != 0) share *= row.grad[i];
+      for (int64_t d = 0; d < width; ++d) x[d] = share == 0 ? T(0) : x[d] * share;
+      if (grad_query_bias) grad_query_bias[i] += share;
     });
   }
 
   const Rows<T>& query_;
   Rows<T> keys_;
   TileLoop<T> loop_;
-  std::vector<T> lse_, weighted_;  // [M], [M, D]
+  std::vector<T> value_, weighted_;  // [M], [M, D]
 };
 
 }  // namespace cl::cpu

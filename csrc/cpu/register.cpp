@@ -7,28 +7,51 @@
 namespace cl::cpu {
 namespace {
 
-ContrastSides sides_of(const std::string& statistic) {
-  constexpr std::pair<const char*, ContrastSides> kNames[] = {
-      {"self_logsumexp", ContrastSides::self},
-      {"row_logsumexp", ContrastSides::row},
-      {"row_col_logsumexp", ContrastSides::row_col},
+// The statistic's sides, and the name of its fold.
+std::pair<ContrastSides, std::string> parts_of(const std::string& statistic) {
+  constexpr std::pair<std::string_view, ContrastSides> kPrefixes[] = {
+      {"self_", ContrastSides::self},
+      {"row_col_", ContrastSides::row_col},  // before what it begins with
+      {"row_", ContrastSides::row},
   };
-  for (const auto& [name, sides] : kNames)
-    if (statistic == name) return sides;
-  STD_TORCH_CHECK(false, "cl_kernels: statistic: expected self_logsumexp, row_logsumexp or ",
-                  "row_col_logsumexp, got ", statistic);
+  for (const auto& [prefix, sides] : kPrefixes)
+    if (statistic.starts_with(prefix)) return {sides, statistic.substr(prefix.size())};
+  return {ContrastSides::row, ""};
 }
 
 template <class T>
 const Epilogue<T>& epilogue_of(const std::string& name) {
   for (const Epilogue<T>& epilogue : kEpilogues<T>)
     if (name == epilogue.name) return epilogue;
-  STD_TORCH_CHECK(false, "cl_kernels: epilogue: expected softplus or difference, got ", name);
+  STD_TORCH_CHECK(false, "cl_kernels: epilogue: expected softplus, difference or sigmoid, got ",
+                  name);
 }
 
-ContrastNeeds needs_of(const std::vector<bool>& needs) {
-  check_needs(needs, 4);
-  return {needs[0], needs[1], needs[2], needs[3]};
+// compute(step) for the Contrast of the statistic's fold.
+template <class T, class Compute, template <class> class... FOLD>
+auto by_fold(FoldList<FOLD...>, const std::string& name, const Compute& compute) {
+  using Result = decltype(compute.template operator()<LogSumExp<T>>());
+  std::optional<Result> result;
+  ((name == FOLD<T>::kName ? void(result.emplace(compute.template operator()<FOLD<T>>())) : void()),
+   ...);
+  STD_TORCH_CHECK(result, "cl_kernels: statistic: expected one of a fold of the rows, got ", name);
+  return *result;
+}
+
+template <class Compute>
+auto with_step(const ContrastInputs& inputs, const std::string& fold, const std::string& epilogue,
+               const ContrastNeeds& needs, const Compute& compute) {
+  return by_accumulator(inputs.first, [&]<class T>(T) {
+    return by_fold<T>(Folds{}, fold, [&]<class Fold>() {
+      return compute(Contrast<Fold>(inputs, epilogue_of<T>(epilogue), needs));
+    });
+  });
+}
+
+ContrastNeeds needs_of(const std::vector<bool>& needs, const Pairs& pairs) {
+  check_needs(needs, 6);
+  check_bias_needs(pairs, needs[4], needs[5]);
+  return {needs[0], needs[1], needs[2], needs[3], needs[4], needs[5]};
 }
 
 void check_contrast(const ContrastInputs& inputs) {
@@ -39,7 +62,7 @@ void check_contrast(const ContrastInputs& inputs) {
   check_call(inputs.call, inputs.scale, first, rows, rows);
   if (!inputs.negative_keys) return;
   STD_TORCH_CHECK(inputs.sides != ContrastSides::row_col,
-                  "cl_kernels: negative_keys: expected none for row_col_logsumexp, got ",
+                  "cl_kernels: negative_keys: expected none for row_col, got ",
                   describe(*inputs.negative_keys));
   const int64_t count = inputs.negative_keys->dim() ? inputs.negative_keys->size(0) : 0;
   check_tensor("negative_keys", *inputs.negative_keys, first, first.scalar_type(),
@@ -54,63 +77,68 @@ T total(const std::vector<T>& losses, bool mean) {
   return static_cast<T>(mean ? sum / static_cast<double>(std::max<size_t>(losses.size(), 1)) : sum);
 }
 
-using Contrasted = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Contrasted contrast(const Tensor& first, const Tensor& second,
-                    const std::optional<Tensor>& negative_keys, const Tensor& scale,
-                    const Call& call, const std::string& statistic, const std::string& epilogue,
-                    bool normalize, const std::string& reduction,
-                    const std::vector<bool>& needs_list) {
-  const ContrastInputs inputs{first,    second, negative_keys, scale, call, sides_of(statistic),
-                              normalize};
+Six as_tuple(const ContrastGradients& of) {
+  return {of.first, of.second, of.negative_keys, of.scale, of.query_bias, of.key_bias};
+}
+
+ContrastGradients no_gradients(const Tensor& like) {
+  const auto nothing = [&] { return empty(like, {0}); };
+  Tensor scale = zeros(like, {});
+  return {nothing(), nothing(), nothing(), scale, nothing(), nothing()};
+}
+
+// The loss, what contrast_backward needs, and the gradients of a total.
+decltype(std::tuple_cat(std::tuple<Tensor, Tensor>(), Six())) contrast(
+    const Tensor& first, const Tensor& second, const std::optional<Tensor>& negative_keys,
+    const Tensor& scale, const Call& call, const std::string& statistic,
+    const std::string& epilogue, bool normalize, const std::string& reduction,
+    const std::vector<bool>& needs_list) {
+  const auto [sides, fold] = parts_of(statistic);
+  const ContrastInputs inputs{first, second, negative_keys, scale, call, sides, normalize};
   check_contrast(inputs);
   const bool mean = reduction == "mean", none = reduction == "none";
   STD_TORCH_CHECK(mean || none || reduction == "sum",
                   "cl_kernels: reduction: expected mean, sum or none, got ", reduction);
-  const ContrastNeeds needs = none ? ContrastNeeds{} : needs_of(needs_list);
+  const ContrastNeeds needs = none ? ContrastNeeds{} : needs_of(needs_list, call.pairs);
   Tensor statistics = empty(first, {inputs.directions() + 1, inputs.batch()});
-  return by_accumulator(first, [&]<class T>(T) -> Contrasted {
-    Contrast<LogSumExp<T>> step(inputs, epilogue_of<T>(epilogue), needs);
-    T* const values = mutable_data<T>(statistics);
-    step.make_statistics(values);
-    Tensor loss = empty(first, {});
-    if (none) {
-      loss = empty(first, {inputs.losses()});
-      step.make_losses(values, mutable_data<T>(loss));
-    } else {
-      std::vector<T> losses(inputs.losses());
-      step.make_losses(values, losses.data());
-      *mutable_data<T>(loss) = total(losses, mean);
-    }
-    if (!needs.any()) {
-      const auto nothing = [&] { return empty(first, {0}); };
-      return {loss, statistics, nothing(), nothing(), nothing(), scalar(first, T(0))};
-    }
-    const T share = mean ? T(1) / static_cast<T>(std::max<int64_t>(inputs.losses(), 1)) : T(1);
-    const ContrastGradients grads = step.gradients(values, {nullptr, share});
-    return {loss, statistics, grads.first, grads.second, grads.negative_keys, grads.scale};
-  });
+  Tensor loss = none ? empty(first, {inputs.losses()}) : empty(first, {});
+  const ContrastGradients grads =
+      with_step(inputs, fold, epilogue, needs, [&]<class Fold>(Contrast<Fold>&& step) {
+        using T = typename Fold::Number;
+        T* const values = mutable_data<T>(statistics);
+        step.make_statistics(values);
+        if (none) {
+          step.make_losses(values, mutable_data<T>(loss));
+        } else {
+          std::vector<T> losses(inputs.losses());
+          step.make_losses(values, losses.data());
+          *mutable_data<T>(loss) = total(losses, mean);
+        }
+        if (!needs.any()) return no_gradients(first);
+        const T share = mean ? T(1) / static_cast<T>(std::max<int64_t>(inputs.losses(), 1)) : T(1);
+        return step.gradients(values, {nullptr, share});
+      });
+  return std::tuple_cat(std::tuple{loss, statistics}, as_tuple(grads));
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-Gradients contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
-                            const Tensor& second, const std::optional<Tensor>& negative_keys,
-                            const Tensor& scale, const Call& call, const std::string& statistic,
-                            const std::string& epilogue, bool normalize,
-                            const std::vector<bool>& needs_list) {
-  const ContrastInputs inputs{first,    second, negative_keys, scale, call, sides_of(statistic),
-                              normalize};
+Six contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
+                      const Tensor& second, const std::optional<Tensor>& negative_keys,
+                      const Tensor& scale, const Call& call, const std::string& statistic,
+                      const std::string& epilogue, bool normalize,
+                      const std::vector<bool>& needs_list) {
+  const auto [sides, fold] = parts_of(statistic);
+  const ContrastInputs inputs{first, second, negative_keys, scale, call, sides, normalize};
   check_contrast(inputs);
   check_vector("grad", grad, first, inputs.losses());
   check_tensor("statistics", statistics, first, accumulator(first),
                {inputs.directions() + 1, inputs.batch()});
-  const ContrastNeeds needs = needs_of(needs_list);
-  return by_accumulator(first, [&]<class T>(T) -> Gradients {
-    Contrast<LogSumExp<T>> step(inputs, epilogue_of<T>(epilogue), needs);
-    const ContrastGradients grads = step.gradients(data<T>(statistics), {data<T>(grad), T(1)});
-    return {grads.first, grads.second, grads.negative_keys, grads.scale};
-  });
+  const ContrastNeeds needs = needs_of(needs_list, call.pairs);
+  return as_tuple(with_step(inputs, fold, epilogue, needs, [&]<class Fold>(Contrast<Fold>&& step) {
+    using T = typename Fold::Number;
+    return step.gradients(data<T>(statistics), {data<T>(grad), T(1)});
+  }));
 }
 
 }  // namespace

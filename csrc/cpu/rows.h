@@ -1,4 +1,4 @@
-// The precision boundary (cl_kernels/losses/rows.py): embeddings become rows of the accumulation
+// The precision boundary (cl_kernels/statistics/rows.py): embeddings become rows of the accumulation
 // type, of unit length if wanted, and gradients go back the same way.
 #pragma once
 #include <cmath>

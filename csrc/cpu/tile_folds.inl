@@ -61,6 +61,26 @@ void scale_within(T* s, int64_t m, int64_t n, T scale, Bounds<T> bounds) {
     scale_if_within<AXIS, false, false>(s, m, n, scale, below, above);
 }
 
+template <class T>
+void add_biases(T* z, int64_t m, int64_t n, const T* rows, const T* cols) {
+  for (int64_t i = 0; i < m; ++i, z += n) {
+    const T of_row = rows ? rows[i] : T(0);
+    if (cols)
+      for (int64_t j = 0; j < n; ++j) z[j] += of_row + cols[j];
+    else
+      for (int64_t j = 0; j < n; ++j) z[j] += of_row;
+  }
+}
+
+// A NaN is under no ceiling.
+template <Axis AXIS, class T>
+void drop_above(T* __restrict z, int64_t m, int64_t n, const T* __restrict similarity,
+                const T* __restrict ceiling) {
+  for (int64_t i = 0; i < m; ++i, z += n, similarity += n)
+    for (int64_t j = 0; j < n; ++j)
+      z[j] = similarity[j] <= ceiling[AXIS == Axis::rows ? i : j] ? z[j] : -kInfinity<T>;
+}
+
 // Log-sum-exps
 
 template <class T>
@@ -107,8 +127,84 @@ __attribute__((always_inline)) inline void fold_strip(const T* z, int64_t m, int
   for (int l = 0; l < count; ++l) states[l] = {max[l], sum[l]};
 }
 
+// Sums
+
 template <class T>
-void fold_cols(const T* z, int64_t m, int64_t n, LogSumExp<T>* states) {
+__attribute__((always_inline)) inline T softplus(T z) {
+  return (z <= 0 ? T(0) : z) + log1p_unit(exp_nonpositive(z < 0 ? z : -z));
+}
+
+template <class T>
+__attribute__((always_inline)) inline T hinge(T z) {
+  return z <= 0 ? T(0) : z;
+}
+
+template <class T>
+__attribute__((always_inline)) inline T is_positive(T z) {
+  return z > 0 ? T(1) : T(0);
+}
+
+template <class T, T (*TERM)(T)>
+T sum_row(const T* z, int64_t n) {
+  T lanes[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += TERM(z[j + l]);
+  for (int l = 0; j < n; ++j, ++l) lanes[l] += TERM(z[j]);
+  return sum_lanes(lanes);
+}
+
+// Of at most kLanes columns.
+template <class T, T (*TERM)(T)>
+__attribute__((always_inline)) inline void sum_strip(const T* z, int64_t m, int64_t n, int count,
+                                                     T* sums) {
+  for (int l = 0; l < count; ++l) sums[l] = 0;
+  for (int64_t i = 0; i < m; ++i)
+    for (int l = 0; l < count; ++l) sums[l] += TERM(z[i * n + l]);
+}
+
+template <class T>
+void fold_rows(const T* z, int64_t m, int64_t n, SoftplusSum<T>* states) {
+  for (int64_t i = 0; i < m; ++i, z += n) states[i] = {sum_row<T, softplus<T>>(z, n)};
+}
+
+template <class T>
+void fold_rows(const T* z, int64_t m, int64_t n, HingeSum<T>* states) {
+  for (int64_t i = 0; i < m; ++i, z += n)
+    states[i] = {sum_row<T, hinge<T>>(z, n),
+                 static_cast<int64_t>(sum_row<T, is_positive<T>>(z, n))};
+}
+
+template <class T>
+void fold_strip(const T* z, int64_t m, int64_t n, int count, SoftplusSum<T>* states) {
+  T sums[kLanes];
+  sum_strip<T, softplus<T>>(z, m, n, count, sums);
+  for (int l = 0; l < count; ++l) states[l] = {sums[l]};
+}
+
+template <class T>
+void fold_strip(const T* z, int64_t m, int64_t n, int count, HingeSum<T>* states) {
+  T sums[kLanes], counts[kLanes];
+  sum_strip<T, hinge<T>>(z, m, n, count, sums);
+  sum_strip<T, is_positive<T>>(z, m, n, count, counts);
+  for (int l = 0; l < count; ++l) states[l] = {sums[l], static_cast<int64_t>(counts[l])};
+}
+
+template <class T>
+T pair_weight(SoftplusSum<T>, T logit, T) {
+  const T small = exp_nonpositive(logit < 0 ? logit : -logit);
+  return (logit < 0 ? small : T(1)) / (1 + small);
+}
+
+template <class T>
+T pair_weight(HingeSum<T>, T logit, T value) {
+  return HingeSum<T>::weight(logit, value);
+}
+
+// Columns of any fold
+
+template <class Fold, class T = typename Fold::Number>
+void fold_cols(const T* z, int64_t m, int64_t n, Fold* states) {
   int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes) fold_strip(z + j, m, n, kLanes, states + j);
   if (j < n) fold_strip(z + j, m, n, static_cast<int>(n - j), states + j);
@@ -132,6 +228,13 @@ void row_weights(T* z, int64_t m, int64_t n, Upstream<T> row) {
 }
 
 template <class Fold, class T = typename Fold::Number>
+void col_weights(T* z, int64_t m, int64_t n, Upstream<T> col) {
+  const T* __restrict grad = col.grad, * __restrict value = col.value;
+  for (int64_t i = 0; i < m; ++i, z += n)
+    for (int64_t j = 0; j < n; ++j) z[j] = weigh<Fold>(z[j], grad[j], value[j]);
+}
+
+template <class Fold, class T = typename Fold::Number>
 void row_col_weights(T* z, const T* mirrored, int64_t m, int64_t n, Upstream<T> row,
                      Upstream<T> col) {
   const T* __restrict col_grad = col.grad, * __restrict col_value = col.value;
@@ -140,6 +243,24 @@ void row_col_weights(T* z, const T* mirrored, int64_t m, int64_t n, Upstream<T> 
     for (int64_t j = 0; j < n; ++j)
       z[j] = weigh<Fold>(z[j], g, v) + weigh<Fold>(mirrored[j], col_grad[j], col_value[j]);
   }
+}
+
+// Sums of weights
+
+template <class T>
+T itself(T w) {
+  return w;
+}
+
+template <class T>
+void add_row_sums(const T* w, int64_t m, int64_t n, T* sums) {
+  for (int64_t i = 0; i < m; ++i, w += n) sums[i] += sum_row<T, itself<T>>(w, n);
+}
+
+template <class T>
+void add_col_sums(const T* __restrict w, int64_t m, int64_t n, T* __restrict sums) {
+  for (int64_t i = 0; i < m; ++i, w += n)
+    for (int64_t j = 0; j < n; ++j) sums[j] += w[j];
 }
 
 // Softmax-weighted keys: exponentials against a running maximum

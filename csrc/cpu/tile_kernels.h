@@ -1,6 +1,7 @@
 // What is done to one tile of logits in memory, compiled once per instruction set.
 #pragma once
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -30,11 +31,23 @@ struct FoldKernels {
   // z[i, j] = row.grad[i] * weight(z[i, j], row.value[i]).
   void (*row_weights)(T* z, int64_t m, int64_t n, Upstream<T> row);
 
+  // z[i, j] = col.grad[j] * weight(z[i, j], col.value[j]).
+  void (*col_weights)(T* z, int64_t m, int64_t n, Upstream<T> col);
+
   // z[i, j] = row.grad[i] * weight(z[i, j], row.value[i])
   //         + col.grad[j] * weight(mirrored[i, j], col.value[j]); mirrored may be z.
   void (*row_col_weights)(T* z, const T* mirrored, int64_t m, int64_t n, Upstream<T> row,
                           Upstream<T> col);
 };
+
+template <class T, class List>
+struct KernelsOfEach;
+template <class T, template <class> class... FOLD>
+struct KernelsOfEach<T, FoldList<FOLD...>> {
+  using Type = std::tuple<FoldKernels<FOLD<T>>...>;
+};
+template <class T, class List>
+using KernelsOf = typename KernelsOfEach<T, List>::Type;
 
 // Strict bounds [m] or [n] on similarities; each may be null.
 template <class T>
@@ -64,11 +77,22 @@ struct TileKernels {
   void (*scale_within_rows)(T* s, int64_t m, int64_t n, T scale, Bounds<T> bounds);
   void (*scale_within_cols)(T* s, int64_t m, int64_t n, T scale, Bounds<T> bounds);
 
+  // z[i, j] += rows[i] + cols[j]; either may be null.
+  void (*add_biases)(T* z, int64_t m, int64_t n, const T* rows, const T* cols);
+
   // z[i, j] = -inf unless (row_ids[i] == col_ids[j]) == keep_same.
   void (*drop)(T* z, int64_t m, int64_t n, const int64_t* row_ids, const int64_t* col_ids,
                bool keep_same);
 
-  FoldKernels<LogSumExp<T>> logsumexp;
+  // z[i, j] = -inf unless similarity[i, j] <= ceiling[i] (ceiling[j]).
+  void (*drop_above_rows)(T* z, int64_t m, int64_t n, const T* similarity, const T* ceiling);
+  void (*drop_above_cols)(T* z, int64_t m, int64_t n, const T* similarity, const T* ceiling);
+
+  KernelsOf<T, Folds> folds;
+
+  // sums[i] += sum_j w[i, j], and sums[j] += sum_i w[i, j].
+  void (*add_row_sums)(const T* w, int64_t m, int64_t n, T* sums);
+  void (*add_col_sums)(const T* w, int64_t m, int64_t n, T* sums);
 
   // max of every row.
   void (*max_rows)(const T* z, int64_t m, int64_t n, T* max);
@@ -102,7 +126,7 @@ struct TileKernels {
 
   template <class Fold>
   const FoldKernels<Fold>& of() const {
-    if constexpr (std::is_same_v<Fold, LogSumExp<T>>) return logsumexp;
+    return std::get<FoldKernels<Fold>>(folds);
   }
 };
 

@@ -123,10 +123,16 @@ int64_t find(const T* s, int64_t m, const T* col_factor, int64_t first, const Wa
 template <class Fold, class T = typename Fold::Number>
 constexpr FoldKernels<Fold> kFoldKernels{
     .fold_rows = fold_rows<T>,
-    .fold_cols = fold_cols<T>,
+    .fold_cols = fold_cols<Fold>,
     .row_weights = row_weights<Fold>,
+    .col_weights = col_weights<Fold>,
     .row_col_weights = row_col_weights<Fold>,
 };
+
+template <class T, template <class> class... FOLD>
+constexpr KernelsOf<T, FoldList<FOLD...>> kernels_of(FoldList<FOLD...>) {
+  return {kFoldKernels<FOLD<T>>...};
+}
 
 template <class T>
 constexpr TileKernels<T> make(const char* name) {
@@ -139,8 +145,13 @@ constexpr TileKernels<T> make(const char* name) {
       .transpose = transpose<T>,
       .scale_within_rows = scale_within<Axis::rows, T>,
       .scale_within_cols = scale_within<Axis::cols, T>,
+      .add_biases = add_biases<T>,
       .drop = drop<T>,
-      .logsumexp = kFoldKernels<LogSumExp<T>>,
+      .drop_above_rows = drop_above<Axis::rows, T>,
+      .drop_above_cols = drop_above<Axis::cols, T>,
+      .folds = kernels_of<T>(Folds{}),
+      .add_row_sums = add_row_sums<T>,
+      .add_col_sums = add_col_sums<T>,
       .max_rows = max_rows<T>,
       .exp_rows = exp_rows<T>,
       .widen_bfloat16 = widen<T, widened_bfloat16>,

@@ -131,6 +131,7 @@ class TileLoop {
           {&query, loop.query().copies() ? loop.block_m_ * width : 0},
           {&key, loop.key().copies() ? loop.block_n_ * width : 0},
           {&transposed, loop.products_.buffer_size(loop.block_n_)},
+          {&options, loop.logits_.buffer_size()},
       };
       constexpr int64_t line = 64 / sizeof(T);
       int64_t total = 0;
@@ -143,7 +144,7 @@ class TileLoop {
       }
     }
 
-    T *logits, *mirrored, *query, *key, *transposed;
+    T *logits, *mirrored, *query, *key, *transposed, *options;
 
    private:
     Scratch memory_;
@@ -185,9 +186,9 @@ class TileLoop {
     if (!symmetric_) {
       tile.mirrored = space.mirrored;
       std::copy_n(tile.logits, tile.m * tile.n, tile.mirrored);
-      logits_.finish_mirrored(tile.mirrored, tile);
+      logits_.finish_mirrored(tile.mirrored, tile, space.options);
     }
-    logits_.finish(tile.logits, tile, dropped);
+    logits_.finish(tile.logits, tile, dropped, space.options);
     return true;
   }
 

@@ -9,6 +9,8 @@ namespace cl::cpu {
 template <class T>
 using Loop = TileLoop<T>;
 
+inline void check_served(const Pairs&) {}  // all
+
 // A fold of the logits of every row, and of every column unless its outputs are null. Of a Gram
 // matrix: of every row.
 template <class Fold, class T = typename Fold::Number>
@@ -19,14 +21,13 @@ void fold(const Loop<T>& loop, Outputs<T> row, Outputs<T> col);
 template <class T>
 void logsumexp_weighted_key(const Loop<T>& loop, T* row, T* weighted_key);
 
-// Adds W key to grad_query and W^T query to grad_key (each may be null), multiplies both by the
-// scale and writes the gradient of the scale. W_ij is the sum of both sides' upstream gradients,
+// Adds W key to the query's gradient and W^T query to the key's, multiplies both by the scale and
+// makes those of the scale and of the biases. W_ij is the sum of both sides' upstream gradients,
 // each times the fold's weight of z_ij. For a Gram matrix the second side is that of row j, of pair
-// (j, i), and grad_query holds all: col and grad_key are null. Gradients start at 0. The loop
-// isolates what is not finite.
+// (j, i), and the query's gradient holds all: col and the key's are null. The loop isolates what is
+// not finite.
 template <class Fold, class T = typename Fold::Number>
-void gradients(const Loop<T>& loop, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
-               T* grad_scale);
+void gradients(const Loop<T>& loop, Upstream<T> row, Upstream<T> col, const Gradients<T>& grad);
 
 // Multiplies a gradient [rows, width] by the scale; returns <rows, gradient> of before, added in a
 // fixed order, where a zero of the gradient gives zero.

@@ -93,7 +93,9 @@ void FoldKernels<Fold, T>::write(const Fold* states, int64_t count, Outputs<T> o
   launch(write_kernel<Fold, T>, capped(divided(count, kThreads)), states, count, out);
 }
 
-template struct FoldKernels<LogSumExp<float>>;
-template struct FoldKernels<LogSumExp<double>>;
+#define CL_INSTANTIATE(FOLD)                \
+  template struct FoldKernels<FOLD<float>>; \
+  template struct FoldKernels<FOLD<double>>;
+CL_EACH_FOLD(CL_INSTANTIATE)
 
 }  // namespace cl::cuda

@@ -3,31 +3,32 @@
 namespace cl::cuda {
 
 template <class Fold, class T>
-void gradients(const Loop<T>& slabs, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
-               T* grad_scale) {
+void gradients(const Loop<T>& slabs, Upstream<T> row, Upstream<T> col, const Gradients<T>& grad) {
   const Problem<T>& problem = slabs.problem();
   const Upstream<T> of_cols = slabs.is_self() ? row : col;
   for (const Range& r : slabs.row_ranges())
     for (const Range& k : slabs.key_ranges()) {
       const Slab<T> slab = slabs.dots(r, k);
       weigh<Fold>(problem, slab, row, of_cols, slabs.is_self());
-      if (grad_query) slabs.add_weighted(slab, grad_query);
-      if (grad_key) slabs.add_weighted_transposed(slab, grad_key);
+      if (grad.query) slabs.add_weighted(slab, grad.query);
+      if (grad.key) slabs.add_weighted_transposed(slab, grad.key);
     }
 
   const Tensor partial =
       torch::stable::new_empty(slabs.query().tensor(), {kPartialSums}, ScalarType::Double);
-  const auto finish = [&](const Rows<T>& rows, T* grad) {
-    scale_and_dot(rows.first(), grad, rows.rows() * rows.width(), problem.scale,
-                  slabs.is_self() ? 0.5 : 1., mutable_data<double>(partial), grad_scale);
+  const auto finish = [&](const Rows<T>& rows, T* of_rows) {
+    scale_and_dot(rows.first(), of_rows, rows.rows() * rows.width(), problem.scale,
+                  slabs.is_self() ? 0.5 : 1., mutable_data<double>(partial), grad.scale);
   };
-  if (grad_key) finish(slabs.key(), grad_key);
-  if (grad_query) finish(slabs.query(), grad_query);  // of the two equal sums the one that is kept
+  if (grad.key) finish(slabs.key(), grad.key);
+  if (grad.query) finish(slabs.query(), grad.query);  // of the two equal sums the one that is kept
 }
 
-template void gradients<LogSumExp<float>>(const Loop<float>&, Upstream<float>, Upstream<float>,
-                                          float*, float*, float*);
-template void gradients<LogSumExp<double>>(const Loop<double>&, Upstream<double>, Upstream<double>,
-                                           double*, double*, double*);
+#define CL_INSTANTIATE(FOLD)                                                                     \
+  template void gradients<FOLD<float>>(const Loop<float>&, Upstream<float>, Upstream<float>,     \
+                                       const Gradients<float>&);                                 \
+  template void gradients<FOLD<double>>(const Loop<double>&, Upstream<double>, Upstream<double>, \
+                                        const Gradients<double>&);
+CL_EACH_FOLD(CL_INSTANTIATE)
 
 }  // namespace cl::cuda

@@ -8,6 +8,11 @@ namespace cl::cuda {
 template <class T>
 using Loop = Slabs<T>;
 
+inline void check_served(const Pairs& pairs) {
+  STD_TORCH_CHECK(!pairs.query_bias && !pairs.key_bias && !pairs.ceiling,
+                  "cl_kernels: the CUDA kernels do not serve query_bias, key_bias and guide");
+}
+
 template <class Fold, class T = typename Fold::Number>
 void fold(const Loop<T>& slabs, Outputs<T> row, Outputs<T> col);
 
@@ -15,7 +20,6 @@ template <class T>
 void logsumexp_weighted_key(const Loop<T>& slabs, T* row, T* weighted_key);
 
 template <class Fold, class T = typename Fold::Number>
-void gradients(const Loop<T>& slabs, Upstream<T> row, Upstream<T> col, T* grad_query, T* grad_key,
-               T* grad_scale);
+void gradients(const Loop<T>& slabs, Upstream<T> row, Upstream<T> col, const Gradients<T>& grad);
 
 }  // namespace cl::cuda

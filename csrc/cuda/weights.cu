@@ -78,10 +78,12 @@ void scale_and_dot(const T* x, T* grad, int64_t count, const T* scale, double fa
   launch(sum_kernel<T>, 1, static_cast<const double*>(partial), factor, inner);
 }
 
-template void weigh<LogSumExp<float>>(const Problem<float>&, const Slab<float>&, Upstream<float>,
-                                      Upstream<float>, bool);
-template void weigh<LogSumExp<double>>(const Problem<double>&, const Slab<double>&,
-                                       Upstream<double>, Upstream<double>, bool);
+#define CL_INSTANTIATE(FOLD)                                                                       \
+  template void weigh<FOLD<float>>(const Problem<float>&, const Slab<float>&, Upstream<float>,     \
+                                   Upstream<float>, bool);                                         \
+  template void weigh<FOLD<double>>(const Problem<double>&, const Slab<double>&, Upstream<double>, \
+                                    Upstream<double>, bool);
+CL_EACH_FOLD(CL_INSTANTIATE)
 template void scale_and_dot(const float*, float*, int64_t, const float*, double, double*, float*);
 template void scale_and_dot(const double*, double*, int64_t, const double*, double, double*,
                             double*);

@@ -1,4 +1,5 @@
-// Shows the folds, one by one and over whole tiles, to numpy (python_tests/test_statistics.py).
+// Shows the folds, one by one and over whole tiles, to numpy
+// (python_tests/compiled/test_statistics.py).
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -82,11 +83,16 @@ void bind(py::class_<TileKernels<T>>& type, py::module_ m, const std::string& na
         py::arg("logit").noconvert(), py::arg("value").noconvert());
 }
 
+template <class T, template <class> class... FOLD>
+void bind_each(py::class_<TileKernels<T>>& type, py::module_ m, FoldList<FOLD...>) {
+  (bind<FOLD>(type, m, FOLD<T>::kName), ...);
+}
+
 }  // namespace
 
 template <class T>
 void bind_folds(py::class_<TileKernels<T>>& type, py::module_ m) {
-  bind<LogSumExp>(type, m, "logsumexp");
+  bind_each(type, m, Folds{});
 }
 
 template void bind_folds(py::class_<TileKernels<float>>&, py::module_);

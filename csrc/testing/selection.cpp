@@ -1,4 +1,4 @@
-// Shows the selection of the best pairs to numpy (python_tests/test_selection.py).
+// Shows the selection of the best pairs to numpy (python_tests/compiled/test_selection.py).
 #include "../selection.h"
 
 #include <vector>

@@ -56,7 +56,7 @@ class Case:
     def backward(self, module, name, grads, values, needs=(True, True)):
         statistic = STATISTICS[name]
         arguments = self.arguments(statistic.of_one)
-        return module.backward(statistic, grads, values, *arguments, needs)
+        return module.backward(statistic, grads, values, *arguments, (*needs, False, False))[:3]
 
 
 def unit_rows(*size, dtype=torch.float32):

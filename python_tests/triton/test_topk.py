@@ -13,7 +13,7 @@ from cl_kernels.backends import triton as kernels
 from cl_kernels.backends.gpu import rounds
 from cl_kernels.backends.triton import configs
 from cl_kernels.pairs import Pairs
-from python_tests import search_oracle as oracle
+from python_tests.search import oracle
 
 from .cases import DEVICE, DTYPES, ids
 

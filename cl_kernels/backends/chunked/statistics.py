@@ -10,24 +10,27 @@ from torch import Tensor
 
 from cl_kernels._precision import accumulator
 
-from .pairs import dropped
+from .pairs import add_biases, dropped
 
 TILE_ROWS = 512
 TILE_COLS = 2048  # a float32 tile and its temporaries take about 50 MB
+
+
+Values = tuple[Tensor, ...]
 
 
 class Fold(NamedTuple):
     """What is made of tiles of logits, where dropped pairs are -inf.
 
     Args:
-        start: The value before the first tile.
-        add_tile: ``add_tile(value, logits, dim)``, the value after one more.
-        weight: ``weight(logits, value, grad)``: ``grad`` times the value's derivative by each
-            logit; may overwrite the logits.
+        start: The first value before the first tile.
+        add_tile: ``add_tile(values, logits, dim)``, the values after one more.
+        weight: ``weight(logits, value, grad)``: ``grad`` times the first value's derivative by
+            each logit; may overwrite the logits.
     """
 
     start: float
-    add_tile: Callable[[Tensor, Tensor, int], Tensor]
+    add_tile: Callable[[Values, Tensor, int], Values]
     weight: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -38,12 +41,32 @@ def _softmax(logits: Tensor, lse: Tensor, grad: Tensor) -> Tensor:
     return logits.sub_(lse).exp_().mul_(grad)
 
 
+def _add_logsumexp(values: Values, logits: Tensor, dim: int) -> Values:
+    return (torch.logaddexp(values[0], logits.logsumexp(dim)),)
+
+
+def _add_softplus(values: Values, logits: Tensor, dim: int) -> Values:
+    terms = logits.clamp_min(0) + logits.abs().neg_().exp_().log1p_()
+    return (values[0] + terms.sum(dim),)
+
+
+def _sigmoid(logits: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+    return logits.sigmoid_().mul_(grad)
+
+
+def _add_hinge(values: Values, logits: Tensor, dim: int) -> Values:
+    total, count = values
+    return total + logits.clamp_min(0).sum(dim), count + (logits > 0).sum(dim)
+
+
+def _step(logits: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+    return torch.where(logits > 0, grad, 0 * logits)  # NaN stays NaN
+
+
 FOLDS = {
-    "logsumexp": Fold(
-        -torch.inf,
-        lambda lse, logits, dim: torch.logaddexp(lse, logits.logsumexp(dim)),
-        _softmax,
-    ),
+    "logsumexp": Fold(-torch.inf, _add_logsumexp, _softmax),
+    "softplus_sum": Fold(0.0, _add_softplus, _sigmoid),
+    "hinge_sum": Fold(0.0, _add_hinge, _step),
 }
 
 
@@ -67,7 +90,7 @@ class _Tiles:
         self.query, self.key = query, query if key is None else key
         self.scale, self.call = scale, call
         self.dtype = accumulator(query)
-        self.fold = FOLDS[statistic.fold.name]
+        self.statistic, self.fold = statistic, FOLDS[statistic.fold.name]
         self.dims = (1, 0) if statistic.sides == "row_col" else (1,)  # what each side sums over
 
     def new_full(self, size, value: float) -> Tensor:
@@ -84,17 +107,22 @@ class _Tiles:
     def tile(self, i: slice, j: slice) -> Tile:
         similarity = self.rows(self.query, i) @ self.rows(self.key, j).T
         out = dropped(self.call.pairs, similarity, i, j)
-        return Tile(i, j, similarity.mul_(self.scale), out)
+        return Tile(i, j, add_biases(self.call.pairs, similarity.mul_(self.scale), i, j), out)
 
     def values(self) -> tuple[Tensor, ...]:
-        sizes = (len(self.query) if dim == 1 else len(self.key) for dim in self.dims)
-        values = tuple(self.new_full((size,), self.fold.start) for size in sizes)
+        sides = [self._start(len(self.query) if dim == 1 else len(self.key)) for dim in self.dims]
         for tile in self:
             logits = _masked(tile.logits, tile.dropped, -torch.inf)
-            for value, dim in zip(values, self.dims, strict=True):
+            for values, dim in zip(sides, self.dims, strict=True):
                 part = tile.i if dim == 1 else tile.j
-                value[part] = self.fold.add_tile(value[part], logits, dim)
-        return values
+                added = self.fold.add_tile(tuple(v[part] for v in values), logits, dim)
+                for value, new in zip(values, added, strict=True):
+                    value[part] = new
+        return tuple(value for values in sides for value in values)
+
+    def _start(self, count: int) -> tuple[Tensor, ...]:
+        value, *counts = self.statistic.fold.new_values(self.query, count)
+        return value.fill_(self.fold.start), *(c.zero_() for c in counts)
 
     def weights(self, tile: Tile, grads, values) -> Tensor:
         """d(sum grads * values) / d logits of a tile, which is lost."""
@@ -136,10 +164,26 @@ def weighted_key(statistic, query, key, scale, call):
     return *values, total
 
 
+def _inner(tiles: _Tiles, x: Tensor, grad: Tensor) -> Tensor:
+    """<x, grad>. Where the gradient is exactly zero no kept pair touched the row, whatever it
+    holds."""
+    total = tiles.new_full((), 0)
+    for start in range(0, len(x), TILE_ROWS):
+        part = slice(start, start + TILE_ROWS)
+        total += (tiles.rows(x, part) * grad[part]).masked_fill_(grad[part] == 0, 0).sum()
+    return total
+
+
 def backward(statistic, grads, values, query, key, scale, call, needs):
     """Both gradients from one visit."""
     tiles = _Tiles(statistic, query, key, scale, call)
-    need_query, need_key = (True, True) if statistic.of_one else needs
+    need_query, need_key, *need_biases = needs
+    if statistic.of_one:
+        need_query = need_key = True
+    grad_biases = [
+        tiles.new_full((len(x) if need else 0,), 0)
+        for x, need in zip((tiles.query, tiles.key), need_biases, strict=True)
+    ]
     grad_query = tiles.new_full(tiles.query.shape if need_query else (0,), 0)
     grad_key = tiles.new_full(tiles.key.shape if need_key else (0,), 0)
     for tile in tiles:
@@ -150,13 +194,11 @@ def backward(statistic, grads, values, query, key, scale, call, needs):
         if need_key:
             mirrored = None if out is None else out.T
             _add_weighted_sum(grad_key[j], weights.T, tiles.rows(tiles.query, i), mirrored)
+        for grad, need, part, dim in zip(grad_biases, need_biases, (i, j), (1, 0), strict=True):
+            if need:
+                grad[part] += weights.sum(dim)
     x, grad = (tiles.query, grad_query) if need_query else (tiles.key, grad_key)
-    grad_scale = tiles.new_full((), 0)
-    for start in range(0, len(x), TILE_ROWS):
-        part = slice(start, start + TILE_ROWS)
-        # Where the gradient is exactly zero no kept pair touched the row, whatever it holds.
-        product = tiles.rows(x, part) * grad[part]
-        grad_scale += product.masked_fill_(grad[part] == 0, 0).sum()
+    grad_scale = _inner(tiles, x, grad) if need_query or need_key else tiles.new_full((), 0)
     if statistic.of_one:
-        return grad_query.add_(grad_key).mul_(scale), grad_key.new_empty(0), grad_scale
-    return grad_query.mul_(scale), grad_key.mul_(scale), grad_scale
+        grad_query, grad_key = grad_query.add_(grad_key), grad_key.new_empty(0)
+    return grad_query.mul_(scale), grad_key.mul_(scale), grad_scale, *grad_biases

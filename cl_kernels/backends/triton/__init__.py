@@ -10,6 +10,7 @@ import torch
 from cl_kernels._libraries import load_failure
 
 from .configs import WIDE
+from .folds import FOLDS
 from .keys import settle
 from .search import topk
 from .statistics import backward, forward, weighted_key
@@ -63,5 +64,7 @@ def refuses(request) -> str | None:
         return f"the Triton kernels do not multiply in {request.compute_dtype}"
     if request.width > WIDE and request.operation != "topk":
         return f"the Triton kernels take rows of up to {WIDE} columns, got {request.width}"
+    if request.operation != "topk" and not request.operation.endswith(tuple(FOLDS)):
+        return f"the Triton kernels do not serve {request.operation}"
     missing = [name for name in request.options if name not in OPTIONS]
     return f"the Triton kernels do not take {missing[0]}" if missing else None

@@ -1,0 +1,178 @@
+"""The fused contrast of the compiled library against the composition on the reference backend."""
+
+import itertools
+
+import pytest
+import torch
+
+from cl_kernels._ops import overload
+from cl_kernels.calls import Call
+from cl_kernels.pairs import Pairs
+from cl_kernels.statistics.table import STATISTICS
+from python_tests.conftest import skip_unless_usable
+from python_tests.helpers import accumulator
+
+OF_FOLDS = {
+    "logsumexp": ("softplus", "difference"),
+    "softplus_sum": ("sigmoid",),
+    "hinge_sum": ("difference",),
+}
+KINDS = [
+    (name, epilogue, normalize)
+    for name, statistic in STATISTICS.items()
+    for epilogue in OF_FOLDS[statistic.fold.name]
+    for normalize in (True, False)
+]
+RULE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float64: 1e-12}
+each_kind = pytest.mark.parametrize(("statistic", "epilogue", "normalize"), KINDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def native():
+    skip_unless_usable("native")
+
+
+def inputs(statistic, batch, width, dtype, further, filters=1, bounded=False):
+    """Positional arguments before the kind of loss: related rows, which are not of unit length."""
+    exact = accumulator(dtype)
+    first = torch.randn(batch, width, dtype=exact)
+    second = first + 0.5 * torch.randn(batch, width, dtype=exact)
+    rows = 2 * batch if STATISTICS[statistic].of_one else batch
+    own = torch.arange(batch).repeat(rows // max(batch, 1))
+    query_ids = (own, *(torch.randint(4, (rows,)) for _ in range(filters - 1)))
+    key_ids = (own, *(torch.randint(4, (rows,)) for _ in range(filters - 1)))
+    below = torch.rand(rows, dtype=exact) if bounded else None
+    biases = (torch.randn(rows, dtype=exact) for _ in range(2))
+    pairs = Pairs(query_ids, key_ids, (False,) * filters, below, None, *biases)
+    negative_keys = None if further is None else torch.randn(further, width, dtype=exact).to(dtype)
+    embeddings = (x.to(dtype) / width**0.5 for x in (first, second))
+    scale = torch.tensor(3.0, dtype=exact)
+    return *embeddings, negative_keys, scale, *Call(pairs, dtype, None).arguments
+
+
+def both(operation, *arguments):
+    return (overload(operation, backend)(*arguments) for backend in ("native", "reference"))
+
+
+def assert_close(ours, expected, dtype, size=1.0):
+    for a, b in zip(ours, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        atol = RULE[dtype] * max(b.abs().max().item() if b.numel() else 0, size if b.dim() else 1)
+        torch.testing.assert_close(a, b, rtol=RULE[dtype], atol=atol)
+
+
+def every_need(further):
+    for needs in itertools.product([True, False], repeat=4):
+        if further is not None or not needs[2]:
+            yield [*needs, needs[0] != needs[3], needs[1]]
+
+
+def needed(statistic, gradients, needs):
+    """Of all gradients those that are needed, the others empty; the scale's only if it is."""
+    if STATISTICS[statistic].of_one:
+        needs = needs[0] or needs[1], False, *needs[2:]
+    empty = gradients[0].new_empty
+    every = zip(gradients, needs, strict=True)
+    return tuple(g if need or g.dim() == 0 else empty(0) for g, need in every)
+
+
+def with_scale(results, needs):
+    """Without the scale's gradient where nobody needs it."""
+    return [x for i, x in enumerate(results) if i != len(results) - 3 or needs[3]]
+
+
+@each_kind
+@pytest.mark.parametrize("batch", [1, 5, 130])
+@pytest.mark.parametrize("further", [None, 0, 77])
+def test_contrast(statistic, epilogue, normalize, batch, further):
+    if further is not None and statistic.startswith("row_col"):
+        pytest.skip("of both directions there are no further negatives")
+    kind = statistic, epilogue, normalize
+    for dtype in RULE:
+        given = inputs(statistic, batch, 24, dtype, further, filters=3)
+        if statistic.endswith("logsumexp") and epilogue == "difference":  # of no negative: -inf
+            biases = dict(zip(("query_bias", "key_bias"), given[9:11], strict=True))
+            given = *given[:4], *Call(Pairs(**biases), dtype, None).arguments
+        for reduction in ("mean", "sum", "none"):
+            compared = both(
+                "contrast", *given, *kind, reduction,
+                [True, True, further is not None, True, True, True],
+            )  # fmt: skip
+            assert_close(*compared, dtype)
+        loss, statistics, *every = overload("contrast", "reference")(
+            *given, *kind, "mean", [True, True, further is not None, True, True, True]
+        )
+        for needs in every_need(further):
+            results = overload("contrast", "native")(*given, *kind, "mean", needs)
+            expected = loss, statistics, *needed(statistic, every, needs)
+            assert_close(with_scale(results, needs), with_scale(expected, needs), dtype)
+
+
+@each_kind
+@pytest.mark.parametrize("further", [None, 40])
+def test_gradients_of_each_loss(statistic, epilogue, normalize, further):
+    if further is not None and statistic.startswith("row_col"):
+        pytest.skip("of both directions there are no further negatives")
+    kind = statistic, epilogue, normalize
+    for dtype in RULE:
+        given = inputs(statistic, 70, 33, dtype, further)
+        needs = [True, True, further is not None, True, True, True]
+        losses, statistics, *_ = overload("contrast", "reference")(*given, *kind, "none", needs)
+        grad = torch.randn_like(losses)
+        every = overload("contrast_backward", "reference")(grad, statistics, *given, *kind, needs)
+        for needs in every_need(further):
+            arguments = grad, statistics, *given, *kind, needs
+            results = overload("contrast_backward", "native")(*arguments)
+            expected = needed(statistic, every, needs)
+            results, expected = with_scale(results, needs), with_scale(expected, needs)
+            assert_close(results, expected, dtype, len(losses))
+
+
+def test_bounds():
+    for statistic in STATISTICS:
+        given = inputs(statistic, 60, 24, torch.float32, None, bounded=True)
+        kind = statistic, "softplus", True
+        compared = both("contrast", *given, *kind, "mean", [True, True, False, True, True, True])
+        assert_close(*compared, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("position", "bad", "message"),
+    [
+        (-5, "row_softplus", "statistic: expected one of a fold"),
+        (-4, "softmax", "epilogue: expected softplus"),
+        (-2, "median", "reduction: expected mean, sum or none"),
+        (-1, [True] * 3, "needs: expected 6, got 3"),
+        (1, torch.randn(4, 24), "second: expected"),
+        (2, torch.randn(4, 23), "negative_keys: expected"),
+        (2, torch.randn(24), "negative_keys: expected"),
+        (3, torch.randn(1), "scale: expected"),
+    ],
+)
+def test_bad_arguments(position, bad, message):
+    kind = "row_logsumexp", "softplus", True
+    given = [*inputs(kind[0], 5, 24, torch.float32, 7), *kind, "mean", [True] * 6]
+    overload("contrast", "native")(*given)
+    given[position] = bad
+    with pytest.raises(RuntimeError, match=message):
+        overload("contrast", "native")(*given)
+
+
+def test_further_negatives_of_both_directions_are_refused():
+    given = inputs("row_col_logsumexp", 5, 24, torch.float32, 7)
+    with pytest.raises(RuntimeError, match="negative_keys: expected none for row_col"):
+        overload("contrast", "native")(
+            *given, "row_col_logsumexp", "softplus", True, "mean", [True] * 6
+        )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_queue_with_a_row_that_is_not_finite(value):
+    """Every query has it for a negative: nothing may hide it."""
+    for needs in ([True] * 6, [True, True, False, True, True, True]):
+        given = inputs("row_logsumexp", 9, 24, torch.float32, 30)
+        given[2][4, 1] = value
+        loss, *_ = overload("contrast", "native")(
+            *given, "row_logsumexp", "softplus", False, "mean", needs
+        )
+        assert not loss.isfinite()
