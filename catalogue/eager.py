@@ -33,6 +33,12 @@ def clip(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> 
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
+def siglip(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    logits = logit_scale * image_features @ text_features.T
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
 def row_logsumexp(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return ((scale * query) @ key.T).logsumexp(1)
 

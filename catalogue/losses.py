@@ -191,6 +191,25 @@ LOSSES = {
             paper="Radford et al., Learning Transferable Visual Models From Natural Language "
             "Supervision (2021), figure 3",
         ),
+        LossCase(
+            ours=cl_kernels.siglip,
+            module=cl_kernels.SigLipLoss,
+            textbook=textbook.siglip,
+            eager=eager.siglip,
+            inputs=("image_features", "text_features"),
+            scale="logit_scale",
+            inverted=False,
+            typical=10.0,
+            views=False,
+            softmax=False,
+            options={
+                "plain": plain,
+                "bias": lambda B, D: {"logit_bias": torch.tensor(-10.0)},
+            },
+            goals={},
+            title="SigLIP: a binary classification of every pair",
+            paper="Zhai et al., Sigmoid Loss for Language Image Pre-Training (2023), equation 1",
+        ),
     )
 }
 

@@ -114,6 +114,24 @@ def info_nce(
     return F.cross_entropy(torch.cat(columns, 1), first, reduction=reduction)
 
 
+def siglip(
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias=None,
+    *,
+    normalize=False,
+    reduction="mean",
+):
+    images, texts = rows(image_features, normalize), rows(text_features, normalize)
+    logits = logit_scale * images @ texts.T
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    signs = 2 * torch.eye(len(images), dtype=logits.dtype) - 1
+    losses = -F.logsigmoid(signs * logits).sum(1)
+    return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
+
+
 def clip(
     image_features,
     text_features,

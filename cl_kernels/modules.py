@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_kernels.checks import as_scalar
-from cl_kernels.losses import clip, info_nce, nt_xent
+from cl_kernels.losses import clip, info_nce, nt_xent, siglip
 from cl_kernels.losses.common import Reduction, check_reduction
 from cl_kernels.losses.hardest import check_hardest
 
@@ -143,6 +143,17 @@ class ClipLoss(LossModule):
         as_dict = options.pop("output_dict", False)
         loss = super().forward(**options)
         return {"contrastive_loss": loss} if as_dict else loss
+
+
+class SigLipLoss(ClipLoss):
+    """``siglip`` as a module, called as open_clip calls its loss: ``loss(image_features,
+    text_features, logit_scale, logit_bias=None, output_dict=False)``.
+
+    Args:
+        normalize, reduction, backend: As in ``siglip``.
+    """
+
+    function = siglip
 
 
 def _shown(value: Any) -> str:
