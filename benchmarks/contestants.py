@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import cl_kernels
 from benchmarks.cases import Case
@@ -47,8 +48,8 @@ def _called(case: Case, who: str) -> Callable[..., Any]:
 
 def forward(case: Case, who: str, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """What "ours" or "eager" makes of the inputs, with its graph."""
-    outputs = _called(case, who)(*inputs)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = tree_leaves(_called(case, who)(*inputs))
+    return tuple(x for x in outputs if x.is_floating_point())  # counts have no graph
 
 
 def backward(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor, ...]:

@@ -50,3 +50,30 @@ def row_col_logsumexp(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor,
 
 def self_logsumexp(x: Tensor, scale: float) -> Tensor:
     return ((scale * x) @ x.T).logsumexp(1)
+
+
+def row_softplus_sum(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    return F.softplus((scale * query) @ key.T).sum(1)
+
+
+def row_col_softplus_sum(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    terms = F.softplus((scale * query) @ key.T)
+    return terms.sum(1), terms.sum(0)
+
+
+def self_softplus_sum(x: Tensor, scale: float) -> Tensor:
+    return row_softplus_sum(x, x, scale)
+
+
+def row_hinge_sum(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    terms = F.relu((scale * query) @ key.T)
+    return terms.sum(1), terms.count_nonzero(1)
+
+
+def row_col_hinge_sum(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, ...]:
+    terms = F.relu((scale * query) @ key.T)
+    return terms.sum(1), terms.count_nonzero(1), terms.sum(0), terms.count_nonzero(0)
+
+
+def self_hinge_sum(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return row_hinge_sum(x, x, scale)

@@ -125,11 +125,12 @@ struct HingeSum {
   static constexpr const char* kName = "hinge_sum";
   static constexpr bool kCounts = true;
 
-  double sum;
-  int64_t count;
+  double sum, count;
 
   CL_HOST_DEVICE static HingeSum nothing() { return {0, 0}; }
-  CL_HOST_DEVICE static HingeSum of(T logit) { return {logit <= 0 ? T(0) : logit, logit > 0}; }
+  CL_HOST_DEVICE static HingeSum of(T logit) {
+    return {logit <= 0 ? T(0) : logit, logit > 0 ? 1. : 0.};
+  }
 
   CL_HOST_DEVICE void merge(HingeSum other) {
     sum += other.sum;
@@ -138,7 +139,7 @@ struct HingeSum {
 
   CL_HOST_DEVICE void write(Outputs<T> out, int64_t at) const {
     out.value[at] = static_cast<T>(sum);
-    out.count[at] = count;
+    out.count[at] = static_cast<int64_t>(count);
   }
 
   CL_HOST_DEVICE static T weight(T logit, T) { return logit > 0 ? 1 : logit <= 0 ? 0 : logit; }

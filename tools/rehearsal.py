@@ -19,7 +19,7 @@ from benchmarks.gpu import offline
 from benchmarks.machine import ROOT, commit
 
 RESULTS = ROOT / "build" / "gpu-rehearsal"
-SOURCES = "cl_kernels", "benchmarks", "tools", "python_tests", "pyproject.toml"
+SOURCES = "cl_kernels", "benchmarks", "catalogue", "tools", "python_tests", "pyproject.toml"
 
 
 @contextmanager

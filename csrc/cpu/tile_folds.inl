@@ -171,8 +171,7 @@ void fold_rows(const T* z, int64_t m, int64_t n, SoftplusSum<T>* states) {
 template <class T>
 void fold_rows(const T* z, int64_t m, int64_t n, HingeSum<T>* states) {
   for (int64_t i = 0; i < m; ++i, z += n)
-    states[i] = {sum_row<T, hinge<T>>(z, n),
-                 static_cast<int64_t>(sum_row<T, is_positive<T>>(z, n))};
+    states[i] = {sum_row<T, hinge<T>>(z, n), sum_row<T, is_positive<T>>(z, n)};
 }
 
 template <class T>
@@ -187,7 +186,7 @@ void fold_strip(const T* z, int64_t m, int64_t n, int count, HingeSum<T>* states
   T sums[kLanes], counts[kLanes];
   sum_strip<T, hinge<T>>(z, m, n, count, sums);
   sum_strip<T, is_positive<T>>(z, m, n, count, counts);
-  for (int l = 0; l < count; ++l) states[l] = {sums[l], static_cast<int64_t>(counts[l])};
+  for (int l = 0; l < count; ++l) states[l] = {sums[l], counts[l]};
 }
 
 template <class T>

@@ -48,8 +48,8 @@ def test_sums_of_other_sizes(backend, primitive, size, kind):
 
 @each_statistic
 @pytest.mark.parametrize("names", SETS, ids="+".join)
-@pytest.mark.parametrize("kind", ["none", "not me, same"])
-@pytest.mark.parametrize("size", [(9, 6, 5), (300, 180, 24)], ids=str)
+@pytest.mark.parametrize("kind", ["not me, same"])
+@pytest.mark.parametrize("size", [(300, 180, 24)], ids=str)
 def test_options(backend, primitive, names, kind, size):
     M, N, D = size
     N = M if STATISTICS[primitive].of_one else N

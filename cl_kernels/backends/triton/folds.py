@@ -76,8 +76,8 @@ def logsumexp_add_tile(state, logits, shift):
 @triton.jit
 def logsumexp_store_cols(OUTS, offsets, mask, logits, shift):
     maximum = tl.max(logits, 0)
-    tl.store(OUTS[0] + offsets, maximum, mask=mask)  # first: registers are few
     terms = tl.exp2(logits - finite_or_zero(maximum)[None, :])
+    tl.store(OUTS[0] + offsets, maximum, mask=mask)  # before the sum: registers are few
     tl.store(OUTS[1] + offsets, tl.sum(terms, 0), mask=mask)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("instruction_set", "modules"),
-    [("avx2", ("primitives", "nonfinite", "determinism")), ("baseline", ("primitives",))],
+    [("avx2", ("primitives", "nonfinite", "determinism")), ("baseline", ("options",))],
 )
 def test_lower_instruction_sets(instruction_set, modules):
     """Whatever the machine has; memory from malloc comes filled with 3e38, not with zeros.
@@ -29,7 +29,7 @@ def test_lower_instruction_sets(instruction_set, modules):
         "MALLOC_MMAP_THRESHOLD_": str(2**25),  # pages fresh from the kernel are not perturbed
         "MALLOC_TOP_PAD_": str(2**26),
     }
-    files = [f"python_tests/test_{name}.py" for name in modules]
+    files = [f"python_tests/statistics/test_{name}.py" for name in modules]
     tests = "native or determinism"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", tests, "-p", "no:cacheprovider", *files],
