@@ -45,7 +45,8 @@ class Backward(torch.autograd.Function):
         statistics = [grads[0].contiguous()], [torch.zeros(len(x))]
         call = Call(Pairs(), x.dtype, None).arguments
         compute = overload("self_logsumexp_backward", "native")
-        return compute(*statistics, x, None, torch.tensor(1.0), *call, [True, False, False, False])[0]
+        needs = [True, False, False, False]
+        return compute(*statistics, x, None, torch.tensor(1.0), *call, needs)[0]
 
 calls = {
     "nt_xent": lambda: cl_kernels.nt_xent(x, x, backend="native"),
