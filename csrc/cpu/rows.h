@@ -1,5 +1,5 @@
-// The precision boundary (cl_kernels/statistics/rows.py): embeddings become rows of the accumulation
-// type, of unit length if wanted, and gradients go back the same way.
+// The precision boundary (cl_kernels/statistics/rows.py): embeddings become rows of the
+// accumulation type, of unit length if wanted, and gradients go back the same way.
 #pragma once
 #include <cmath>
 
