@@ -38,7 +38,7 @@ def row_col_bwd_kernel(
     of_rows = load_upstream(x_upstream, rows, M, FOLD, TILE.EVEN)
     x = load_rows(X, first_row, M, 0, TILE.BLOCK_M, TILE.D, TILE)
     scale = tl.load(SCALE) * LOG2E
-    sums = tl.zeros((TILE.BLOCK_M, TILE.D), tl.float32)
+    sums = tl.full((TILE.BLOCK_M, TILE.D), 0.0, tl.float32)
     for first_col in range(split * span, tl.minimum(N, (split + 1) * span), TILE.BLOCK_N):
         cols = first_col + tl.arange(0, TILE.BLOCK_N)
         y = load_rows(Y, first_col, N, 0, TILE.BLOCK_N, TILE.D, TILE)

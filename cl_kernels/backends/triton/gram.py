@@ -89,7 +89,7 @@ def self_bwd_kernel(
     of_rows = load_upstream(upstream, rows, R, FOLD, TILE.EVEN)
     x = load_rows(X, first_row, R, 0, TILE.BLOCK_M, TILE.D, TILE)
     scale = tl.load(SCALE) * LOG2E
-    sums = tl.zeros((TILE.BLOCK_M, TILE.D), tl.float32)
+    sums = tl.full((TILE.BLOCK_M, TILE.D), 0.0, tl.float32)
     start = split * span
     if UPPER:
         start = tl.maximum(start, first_row)

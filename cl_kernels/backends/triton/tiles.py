@@ -27,7 +27,10 @@ kernel = partial(triton.jit, do_not_specialize=INTEGERS)
 
 
 class Tile(NamedTuple):
-    """How rows are read and pairs are cut into tiles: a kernel's constexpr TILE."""
+    """How rows are read and pairs are cut into tiles: a kernel's constexpr TILE.
+
+    Its numbers are plain ones, which Triton 3.6 takes in ``tl.full`` and not in ``tl.zeros``.
+    """
 
     BLOCK_M: int
     BLOCK_N: int
@@ -101,7 +104,7 @@ def tile_products(x, X, Y, first_row, first_col, M, N, TILE: tl.constexpr):
         y = load_rows(Y, first_col, N, 0, TILE.BLOCK_N, TILE.D, TILE)
         return tl.dot(x, tl.trans(y), input_precision=TILE.PRECISION)
     else:
-        products = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+        products = tl.full((TILE.BLOCK_M, TILE.BLOCK_N), 0.0, tl.float32)
         for column in range(0, TILE.D, TILE.BLOCK_D):
             left = load_rows(X, first_row, M, column, TILE.BLOCK_M, TILE.BLOCK_D, TILE)
             right = load_rows(Y, first_col, N, column, TILE.BLOCK_N, TILE.BLOCK_D, TILE)

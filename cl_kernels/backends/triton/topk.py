@@ -66,7 +66,7 @@ def topk_scan_kernel(
     least, limit = row_bounds(BOUND, rows, M, TILE.EVEN)
     places = rows.to(tl.int64) * parts + part
     BUFFERS = SURVIVORS + places * capacity
-    filled = tl.zeros((TILE.BLOCK_M,), tl.int32)
+    filled = tl.full((TILE.BLOCK_M,), 0, tl.int32)
     most = capacity - TILE.BLOCK_N
     tiles = tl.cdiv(N, TILE.BLOCK_N)
     visit = first_visit + part * span
