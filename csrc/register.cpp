@@ -7,8 +7,6 @@
 namespace cl {
 namespace {
 
-enum class Sides { row, row_col, self };
-
 constexpr size_t count_of(Sides sides) { return sides == Sides::row_col ? 2 : 1; }
 
 // The fold's results for so many rows: tensors, and where they are.
@@ -54,19 +52,6 @@ std::tuple<Tensor, Tensor> row_logsumexp_weighted_key(const Tensor& query,
   return {row, weighted_key};
 }
 
-Tensor zeros_if(bool needed, const Tensor& x) {
-  return needed ? device::zeros(x, {x.size(0), x.size(1)}) : device::empty(x, {0});
-}
-
-Tensor zeros_if(bool needed, int64_t count, const Tensor& like) {
-  return needed ? device::zeros(like, {count}) : device::empty(like, {0});
-}
-
-template <class T>
-T* data_if(bool needed, const Tensor& x) {
-  return needed ? mutable_data<T>(x) : nullptr;
-}
-
 // Gradients of query, key, scale and both biases; what is not needed is empty. A Gram matrix has no
 // keys.
 template <Sides SIDES, template <class> class Fold>
@@ -86,9 +71,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const std::vector<Te
   const bool need_query = needs[0], need_key = needs[1] && SIDES != Sides::self;
   const device::Guard guard(query);
   const int64_t M = query.size(0), N = logits.keys().size(0);
-  Tensor grad_query = zeros_if(need_query, query), grad_key = zeros_if(need_key, logits.keys());
+  Tensor grad_query = device::zeros_if(need_query, query, {M, query.size(1)});
+  Tensor grad_key = device::zeros_if(need_key, logits.keys(), {N, query.size(1)});
   Tensor grad_scale = device::zeros(query, {});
-  Tensor query_bias = zeros_if(needs[2], M, query), key_bias = zeros_if(needs[3], N, query);
+  Tensor query_bias = device::zeros_if(needs[2], query, {M});
+  Tensor key_bias = device::zeros_if(needs[3], query, {N});
   by_accumulator(query, [&]<class T>(T) {
     const auto upstream = [&](size_t side) {
       return Upstream<T>{data<T>(grads[side]), data<T>(values[side])};

@@ -27,6 +27,9 @@ constexpr T kLowest = static_cast<T>(-3e38);
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+// What a statistic is of: the rows, rows and columns, or the rows of a matrix with itself.
+enum class Sides { row, row_col, self };
+
 // Results of one side: a number for each row.
 template <class T>
 struct Outputs {

@@ -23,6 +23,11 @@ const T* optional_data(const std::optional<Tensor>& x) {
   return x ? data<T>(*x) : nullptr;
 }
 
+template <class T>
+T* data_if(bool needed, const Tensor& x) {
+  return needed ? mutable_data<T>(x) : nullptr;
+}
+
 // compute(T{}) in double for double tensors, else in float.
 template <class Compute>
 auto by_accumulator(const Tensor& x, const Compute& compute) {

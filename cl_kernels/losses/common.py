@@ -28,6 +28,17 @@ def check_same_rows(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
         )
 
 
+def as_image_text(
+    image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """What losses of matching images and texts are called with, checked."""
+    image_features, text_features = as_inputs(
+        image_features=image_features, text_features=text_features
+    )
+    check_same_rows("text_features", text_features, "image_features", image_features)
+    return image_features, text_features, as_scalar("logit_scale", logit_scale, image_features)
+
+
 def check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')

@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels.checks import as_bias, as_scalar
-from cl_kernels.losses.common import (
-    Reduction,
-    as_inputs,
-    check_reduction,
-    check_same_rows,
-    logit_bound,
-)
+from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
 from cl_kernels.losses.contrast import Kind, contrast
 
 
@@ -50,12 +44,8 @@ def siglip(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
-    image_features, text_features = as_inputs(
-        image_features=image_features, text_features=text_features
-    )
-    check_same_rows("text_features", text_features, "image_features", image_features)
+    image_features, text_features, scale = as_image_text(image_features, text_features, logit_scale)
     check_reduction(reduction)
-    scale = as_scalar("logit_scale", logit_scale, image_features)
     if logit_bias is not None:
         logit_bias = as_scalar("logit_bias", logit_bias, image_features)
     rows = image_features.shape[0]

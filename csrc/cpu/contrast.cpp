@@ -23,19 +23,6 @@ TileLoop<T> loop_of(const Rows<T>& query, const std::optional<Rows<T>>& key, T s
   return TileLoop<T>(queries, key->embeddings(call.compute_dtype), scale, call.pairs);
 }
 
-Tensor zeros_if(bool needed, const Tensor& like, int64_t rows) {
-  return needed ? zeros(like, {rows, like.size(1)}) : empty(like, {0});
-}
-
-Tensor zeros_if(bool needed, int64_t count, const Tensor& like) {
-  return needed ? zeros(like, {count}) : empty(like, {0});
-}
-
-template <class T>
-T* data_if(bool needed, Tensor& x) {
-  return needed ? mutable_data<T>(x) : nullptr;
-}
-
 }  // namespace
 
 template <class Fold>
@@ -58,7 +45,7 @@ template <class Fold>
 void Contrast<Fold>::make_statistics(T* statistics) {
   const int64_t batch = inputs_.batch(), width = query_.width();
   T* const similarity = statistics + inputs_.directions() * batch;
-  T* const col = inputs_.sides == ContrastSides::row_col ? statistics + batch : nullptr;
+  T* const col = inputs_.sides == Sides::row_col ? statistics + batch : nullptr;
   fold_values<Fold>(loop_, statistics, col);
   if (negative_keys_) negative_keys_->add_to(statistics, needs_.any() && !needs_.negative_keys);
   for_each_row(batch, width, [&](int64_t i) {
@@ -105,17 +92,17 @@ auto Contrast<Fold>::pull(const T* statistics, LossGradient<T> grad) const -> Pu
 template <class Fold>
 ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T> grad) {
   const bool is_self = inputs_.is_self();
-  const int64_t batch = inputs_.batch(), rows = query_.count();
+  const int64_t batch = inputs_.batch(), rows = query_.count(), width = query_.width();
   const bool need_first = needs_.first || (is_self && needs_.second);
   const bool need_second = needs_.second && !is_self;
   const bool by_query = is_self || needs_.first || !needs_.second;  // <query, grad> is the scale's
   const Pulled pulled = pull(statistics, grad);
-  ContrastGradients out{zeros_if(by_query, inputs_.first, rows),
-                        zeros_if(need_second, inputs_.second, batch),
+  ContrastGradients out{zeros_if(by_query, inputs_.first, {rows, width}),
+                        zeros_if(need_second, inputs_.second, {batch, width}),
                         empty(inputs_.first, {0}),
                         empty(inputs_.first, {}),
-                        zeros_if(needs_.query_bias, rows, inputs_.first),
-                        zeros_if(needs_.key_bias, rows, inputs_.first)};
+                        zeros_if(needs_.query_bias, inputs_.first, {rows}),
+                        zeros_if(needs_.key_bias, inputs_.first, {rows})};
   T of_scale = 0;
   const Gradients<T> into{data_if<T>(by_query, out.first), data_if<T>(need_second, out.second),
                           &of_scale, data_if<T>(needs_.query_bias, out.query_bias),
@@ -123,13 +110,13 @@ ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T>
 
   const Upstream<T> row{pulled.negatives.data(), statistics};
   Upstream<T> col{};
-  if (inputs_.sides == ContrastSides::row_col) col = row.from(batch);
+  if (inputs_.sides == Sides::row_col) col = row.from(batch);
   loop_.isolate_nonfinite();
   cl::cpu::gradients<Fold>(loop_, row, col, into);
   double grad_scale = of_scale;
   if (negative_keys_) {
     const Tensor& keys = *inputs_.negative_keys;
-    out.negative_keys = zeros_if(needs_.negative_keys, keys, keys.size(0));
+    out.negative_keys = zeros_if(needs_.negative_keys, keys, {keys.size(0), width});
     grad_scale += negative_keys_->add_gradients(
         row, into.query, data_if<T>(needs_.negative_keys, out.negative_keys), into.query_bias);
   }

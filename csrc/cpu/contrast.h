@@ -9,22 +9,20 @@
 
 namespace cl::cpu {
 
-// What the statistic of the negatives is of, and with whom the positive is a pair: the 2B stacked
-// rows of two views, each with the same row of the other; or B queries, with the key of the same
-// number, and in "row_col" the keys as well.
-enum class ContrastSides { self, row, row_col };
-
+// What the statistic of the negatives is of says with whom the positive is a pair. Sides::self: the
+// 2B stacked rows of two views, each with the same row of the other; else B queries, with the key
+// of the same number, and in row_col the keys as well.
 struct ContrastInputs {
   const Tensor &first, &second;                // [B, D]
   const std::optional<Tensor>& negative_keys;  // [K, D]
   const Tensor& scale;
   const Call& call;
-  ContrastSides sides;
+  Sides sides;
   bool normalize;
 
-  bool is_self() const { return sides == ContrastSides::self; }
+  bool is_self() const { return sides == Sides::self; }
   int64_t batch() const { return first.size(0); }
-  int64_t directions() const { return sides == ContrastSides::row ? 1 : 2; }
+  int64_t directions() const { return sides == Sides::row ? 1 : 2; }
   int64_t losses() const { return is_self() ? 2 * batch() : batch(); }
 };
 

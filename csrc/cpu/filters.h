@@ -27,8 +27,6 @@ class Filters {
     }
   }
 
-  bool empty() const { return filters_.empty(); }
-
   // Whether keeping (i, j) and keeping (j, i) are the same thing, as far as pointers tell.
   bool symmetric() const {
     return std::all_of(filters_.begin(), filters_.end(),

@@ -8,15 +8,15 @@ namespace cl::cpu {
 namespace {
 
 // The statistic's sides, and the name of its fold.
-std::pair<ContrastSides, std::string> parts_of(const std::string& statistic) {
-  constexpr std::pair<std::string_view, ContrastSides> kPrefixes[] = {
-      {"self_", ContrastSides::self},
-      {"row_col_", ContrastSides::row_col},  // before what it begins with
-      {"row_", ContrastSides::row},
+std::pair<Sides, std::string> parts_of(const std::string& statistic) {
+  constexpr std::pair<std::string_view, Sides> kPrefixes[] = {
+      {"self_", Sides::self},
+      {"row_col_", Sides::row_col},  // before what it begins with
+      {"row_", Sides::row},
   };
   for (const auto& [prefix, sides] : kPrefixes)
     if (statistic.starts_with(prefix)) return {sides, statistic.substr(prefix.size())};
-  return {ContrastSides::row, ""};
+  return {Sides::row, ""};
 }
 
 template <class T>
@@ -61,7 +61,7 @@ void check_contrast(const ContrastInputs& inputs) {
   const int64_t rows = inputs.losses();
   check_call(inputs.call, inputs.scale, first, rows, rows);
   if (!inputs.negative_keys) return;
-  STD_TORCH_CHECK(inputs.sides != ContrastSides::row_col,
+  STD_TORCH_CHECK(inputs.sides != Sides::row_col,
                   "cl_kernels: negative_keys: expected none for row_col, got ",
                   describe(*inputs.negative_keys));
   const int64_t count = inputs.negative_keys->dim() ? inputs.negative_keys->size(0) : 0;

@@ -43,6 +43,10 @@ inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {
   return result;
 }
 
+inline Tensor zeros_if(bool needed, const Tensor& like, const std::vector<int64_t>& size) {
+  return needed ? zeros(like, size) : empty(like, {0});
+}
+
 template <class T>
 Tensor scalar(const Tensor& like, T value) {
   Tensor result = empty(like, {});

@@ -27,4 +27,8 @@ inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& size) {
   return torch::stable::new_zeros(like, size, accumulator(like));
 }
 
+inline Tensor zeros_if(bool needed, const Tensor& like, const std::vector<int64_t>& size) {
+  return needed ? zeros(like, size) : empty(like, {0});
+}
+
 }  // namespace cl::cuda

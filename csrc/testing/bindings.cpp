@@ -1,4 +1,4 @@
-// Shows the torch-free C++ to numpy (python_tests/compiled/test_statistics.py). Never installed.
+// Shows the torch-free C++ to numpy (python_tests/compiled). Never installed.
 #include <pybind11/stl.h>
 
 #include <optional>

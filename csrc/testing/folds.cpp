@@ -1,5 +1,5 @@
 // Shows the folds, one by one and over whole tiles, to numpy
-// (python_tests/compiled/test_statistics.py).
+// (python_tests/compiled/test_folds.py).
 #include <pybind11/stl.h>
 
 #include <optional>

@@ -8,14 +8,8 @@ cl_testing = pytest.importorskip(
     reason="cl_testing is not built (python setup.py build_ext --inplace, with pybind11)",
 )
 
-KERNELS = [*cl_testing.TileKernels32.usable, *cl_testing.TileKernels64.usable]
 BEST = {np.float32: cl_testing.best32, np.float64: cl_testing.best64}
 STRIP = 64  # columns of a tile that is searched (csrc/cpu/tile_kernels.h)
-
-
-@pytest.fixture
-def random():
-    return np.random.default_rng(0)
 
 
 def best_first(scores, indices):
@@ -125,11 +119,7 @@ def test_reservoir_capacity():
 # The search of a tile
 
 
-@pytest.mark.parametrize(
-    "kernels", KERNELS, ids=lambda kernels: f"{kernels.instruction_set}-{type(kernels).__name__}"
-)
-def test_find(kernels, random):
-    dtype = np.float32 if isinstance(kernels, cl_testing.TileKernels32) else np.float64
+def test_find(kernels, dtype, random):
     m, first = 90, 1000
     products = random.integers(-3, 4, (m, STRIP)).astype(dtype)
     col_factor = random.choice([0.5, 1.0, 2.0], STRIP).astype(dtype)

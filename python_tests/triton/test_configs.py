@@ -11,6 +11,7 @@ import triton
 from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs, ids, launch
 from cl_kernels.backends.triton.variants import KERNELS
+from cl_kernels.calls import WIDTH_CLASSES
 
 from .cases import DEVICE
 
@@ -132,6 +133,11 @@ SETTINGS = {
     "torch.set_float32_matmul_precision('high'); "
     "torch.backends.cuda.matmul.fp32_precision = 'ieee'": "ieee",
 }
+
+
+def test_compiled_calls_are_asked_about_by_classes_of_widths():
+    """Of a width that is a symbol the core knows only between which limits it is."""
+    assert configs.WIDE in WIDTH_CLASSES
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
