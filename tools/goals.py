@@ -45,10 +45,10 @@ class Call:
         from cl_kernels.backends.triton import configs, variants
 
         keeps = (variants.KEEP_DIFFERENT,) if self.filtered else ()
+        fold = variants.BOUNDED_LOGSUMEXP if self.bounded else variants.LOGSUMEXP
         use = variants.Use(
-            "as a loss calls it", keeps=keeps, bounded=self.bounded, rows_only=self.rows_only,
-            options=False,
-        )  # fmt: skip
+            "as a loss calls it", keeps=keeps, fold=fold, rows_only=self.rows_only, options=False
+        )
         kernel = variants.KERNELS[self.family][self.kernel]
         padded = configs.padded_width(self.width)
         return variants.variant(kernel, self.family, "half", padded, self.config, use)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cl_kernels.calls import Call
-from cl_kernels.pairs import Pairs
-from cl_kernels.statistics.table import STATISTICS
+from cl_kernels.pairs import OPTIONS, Pairs
+from cl_kernels.statistics.table import FOLDS, STATISTICS
 from python_tests.devices import DEVICE
 from python_tests.helpers import accumulator
 
+SUMS = [fold.name for fold in FOLDS if fold.name.endswith("sum")]
+OPTION_SETS = ("biases", "guide", "biases+bounds+guide")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENT_ERROR = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
@@ -24,18 +26,23 @@ class Case:
     filters: list = field(default_factory=list)  # (query_ids, key_ids, keep_same)
     below: torch.Tensor | None = None
     above: torch.Tensor | None = None
+    query_bias: torch.Tensor | None = None
+    key_bias: torch.Tensor | None = None
+    query_guide: torch.Tensor | None = None
+    key_guide: torch.Tensor | None = None
+    ceiling: torch.Tensor | None = None
     bound: float | None = None
 
     @property
     def pairs(self):
         ids = zip(*self.filters, strict=True) if self.filters else [()] * 3
-        return Pairs(*map(tuple, ids), self.below, self.above)
+        return Pairs(*map(tuple, ids), **{name: getattr(self, name) for name in OPTIONS})
 
     @property
     def exact(self):
         tensors = {
             name: None if x is None else x.double()
-            for name in ("query", "key", "below", "above")
+            for name in ("query", "key", *OPTIONS)
             for x in [getattr(self, name)]
         }
         return replace(self, **tensors)
@@ -54,9 +61,11 @@ class Case:
         return module.weighted_key(STATISTICS[name], *self.arguments())
 
     def backward(self, module, name, grads, values, needs=(True, True)):
+        """Gradients, those of biases that are there included."""
+        needs_biases = self.query_bias is not None, self.key_bias is not None
         statistic = STATISTICS[name]
         arguments = self.arguments(statistic.of_one)
-        return module.backward(statistic, grads, values, *arguments, (*needs, False, False))[:3]
+        return module.backward(statistic, grads, values, *arguments, (*needs, *needs_biases))
 
 
 def unit_rows(*size, dtype=torch.float32):
@@ -98,6 +107,22 @@ def bounds_of(M):
     """``below`` and ``above``: what keeps about half of the similarities of unit rows."""
     half = 0.1 * torch.randn(2, M, device=DEVICE)
     return {"below": half[0] + 0.3, "above": half[1] - 0.3}
+
+
+def biases_of(M, N):
+    return {"query_bias": torch.randn(M, device=DEVICE), "key_bias": torch.randn(N, device=DEVICE)}
+
+
+def guides_of(M, N, G=40):
+    """Guides whose similarities are exact, and ceilings that keep about half of the pairs."""
+    query, key = (torch.randint(-3, 4, (n, G), device=DEVICE).float() for n in (M, N))
+    return {"query_guide": query, "key_guide": key, "ceiling": torch.arange(M, device=DEVICE) % 3.0}
+
+
+def options_of(name, M, N):
+    parts = {"biases": biases_of(M, N), "bounds": bounds_of(M), "guide": guides_of(M, N)}
+    chosen = [parts[part] for part in name.split("+")]
+    return {option: value for options in chosen for option, value in options.items()}
 
 
 def assert_value(actual, expected, scale):

@@ -7,25 +7,34 @@ from cl_kernels.backends import reference
 from cl_kernels.backends import triton as kernels
 from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs
+from cl_kernels.backends.triton.pairs import guide_rows
+from cl_kernels.statistics.table import SIDES
 
 from .cases import (
     DEVICE,
     DTYPES,
+    OPTION_SETS,
+    SUMS,
     Case,
     assert_gradient,
     assert_value,
     bounds_of,
     filters_of,
+    options_of,
     random_case,
     unit_rows,
 )  # fmt: skip
 
 
-def check_forward(case, gram=True):
-    for name in ("row_logsumexp", "row_col_logsumexp", "self_logsumexp")[: 2 + gram]:
+def check_forward(case, gram=True, fold="logsumexp"):
+    for sides in SIDES[: 2 + gram]:
+        name = f"{sides}_{fold}"
         pairs = zip(case.forward(kernels, name), case.exact.forward(reference, name), strict=True)
         for actual, expected in pairs:
-            assert_value(actual, expected, case.scale)
+            if expected.is_floating_point():
+                assert_value(actual, expected, case.scale)
+            else:
+                assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -150,3 +159,70 @@ def test_bounds_of_similarities(name, bound):
     case.query[9] = torch.nan
     check_forward(case)
     check_weighted_key(case)
+
+
+@pytest.mark.parametrize("fold", SUMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [10.0, -3.0, 100.0])
+def test_sums(fold, dtype, scale):
+    case = random_case(40, 40, dtype=dtype, scale=scale, filters=filters_of("two", 40, 40))
+    check_forward(case, fold=fold)
+    check_forward(random_case(dtype=dtype, scale=scale), gram=False, fold=fold)
+
+
+@pytest.mark.parametrize("fold", SUMS)
+@pytest.mark.parametrize(("M", "N"), [(1, 1), (5, 300), (110, 50), (0, 5), (5, 0)])
+def test_sums_of_other_sizes(monkeypatch, fold, M, N):
+    """Split over programs, and columns in waves."""
+    monkeypatch.setattr(cuts, "PARTIAL_BYTES", 2 * 50 * 4)
+    check_forward(random_case(M, N, 8, peaked=False), fold=fold)
+
+
+@pytest.mark.parametrize("fold", SUMS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sums_of_rows_that_are_not_finite(fold, value):
+    for name in ("none", "different"):
+        case = random_case(40, 40, filters=filters_of(name, 40, 40), **bounds_of(40))
+        case.query[3], case.key[33, 2], case.key[39] = value, value, value
+        check_forward(case, fold=fold)
+        case.below = case.above = None
+        check_forward(case, fold=fold)
+
+
+def test_a_sum_of_many_tiles(monkeypatch):
+    """More than float32 could add up one by one."""
+    monkeypatch.setattr(cuts, "processors", lambda device: 1)
+    monkeypatch.setattr(configs, "candidates", lambda *_: [configs.Config(16, 64, 0, 4, 1)])
+    case = Case(*(torch.ones(n, 1, device=DEVICE) for n in (3, 30_000)), 0.1)
+    for ours, truth in zip(
+        case.forward(kernels, "row_hinge_sum"),
+        case.exact.forward(reference, "row_hinge_sum"),
+        strict=True,
+    ):
+        assert_value(ours, truth, case.scale)
+
+
+@pytest.mark.parametrize("fold", ["logsumexp", *SUMS])
+@pytest.mark.parametrize("options", OPTION_SETS)
+@pytest.mark.parametrize("name", ["none", "two"])
+def test_options(fold, options, name):
+    case = random_case(40, 50, filters=filters_of(name, 40, 50), **options_of(options, 40, 50))
+    check_forward(case, gram=False, fold=fold)
+    case = random_case(40, 40, filters=filters_of(name, 40, 40), **options_of(options, 40, 40))
+    check_forward(case, fold=fold)
+
+
+@pytest.mark.parametrize("options", OPTION_SETS)
+def test_options_of_weighted_keys(options):
+    check_weighted_key(random_case(40, 50, **options_of(options, 40, 50)))
+
+
+def test_guides_are_sums_of_numbers_that_tf32_holds():
+    """The interpreter multiplies in float32; a GPU rounds the factors to ten bits."""
+    x, y = unit_rows(20, 50), unit_rows(30, 50)
+    left, right = guide_rows(x, 0, 0, 1), guide_rows(y, 0, 1, 0)
+    assert left.shape[1] % 32 == right.shape[1] % 32 == 0
+    exact, first = x.double() @ y.double().T, left[:, :50].double() @ right[:, :50].double().T
+    assert ((left[:, :50].contiguous().view(torch.int32) & 0x1FFF) == 0).all()
+    assert (left.double() @ right.double().T - exact).abs().max() < 2.0**-20
+    assert (first - exact).abs().max() > 2.0**-16  # rounding once is not enough

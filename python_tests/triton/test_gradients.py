@@ -9,13 +9,18 @@ from cl_kernels.backends import reference
 from cl_kernels.backends import triton as kernels
 from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.triton import configs
+from cl_kernels.statistics.table import STATISTICS
 
 from .cases import (
     DEVICE,
     DTYPES,
+    OPTION_SETS,
+    SUMS,
     assert_gradient,
+    biases_of,
     bounds_of,
     filters_of,
+    options_of,
     random_case,
     upstream,
 )  # fmt: skip
@@ -37,32 +42,39 @@ def path(request, monkeypatch, small_tiles):
     torch.use_deterministic_algorithms(False)
 
 
-def check_pair(case, need=(True, True), rows_only=False, grads=None):
+def differentiable(case, module, name):
+    return STATISTICS[name].differentiable(case.forward(module, name))
+
+
+def check_pair(case, need=(True, True), rows_only=False, grads=None, fold="logsumexp"):
     M, N, dtype = len(case.query), len(case.key), case.query.dtype
-    name = "row_logsumexp" if rows_only else "row_col_logsumexp"
+    name = f"{'row' if rows_only else 'row_col'}_{fold}"
     grads = upstream(M, N) if grads is None else grads
     given = grads[:1] if rows_only else grads
-    values = case.forward(kernels, name)
+    values = differentiable(case, kernels, name)
     actual = case.backward(kernels, name, given, values, need)
-    exact = case.exact.forward(reference, name)
+    exact = differentiable(case.exact, reference, name)
     expected = case.exact.backward(reference, name, [g.double() for g in given], exact, need)
-    for a, e in zip(actual[:2], expected[:2], strict=True):
+    for a, e in zip((*actual[:2], *actual[3:]), (*expected[:2], *expected[3:]), strict=True):
         assert_gradient(a, e, dtype, case.scale)
-    # The scale's gradient is a small difference of large terms.
+    # The scale's gradient is a small difference of large terms; those of a sum weigh up to 1 each.
     size = expected[2].abs() + grads[0].nan_to_num().norm() + grads[1].norm()
+    size *= 1 if fold == "logsumexp" else max(M, N) ** 0.5
     assert torch.equal(actual[2].isnan(), expected[2].isnan())
     assert actual[2].isnan() or (actual[2] - expected[2]).abs() <= 4e-3 * size
     if dtype == torch.float32 and not actual[2].isnan():
         assert (actual[2] - expected[2]).abs() <= 1e-5 * size
 
 
-def check_gram(case, grad=None):
-    name = "self_logsumexp"
-    (lse,), (exact,) = case.forward(kernels, name), case.exact.forward(reference, name)
-    (grad,) = upstream(len(lse)) if grad is None else [grad]
-    actual = case.backward(kernels, name, [grad], [lse])
+def check_gram(case, grad=None, fold="logsumexp"):
+    name = f"self_{fold}"
+    (value,) = differentiable(case, kernels, name)
+    (exact,) = differentiable(case.exact, reference, name)
+    (grad,) = upstream(len(value)) if grad is None else [grad]
+    actual = case.backward(kernels, name, [grad], [value])
     expected = case.exact.backward(reference, name, [grad.double()], [exact])
-    assert_gradient(actual[0], expected[0], case.query.dtype, case.scale)
+    for n in (0, 3, 4):
+        assert_gradient(actual[n], expected[n], case.query.dtype, case.scale)
     assert actual[1].shape == expected[1].shape == (0,)
     assert torch.equal(actual[2].isnan(), expected[2].isnan())
     error = 1e-5 if case.query.dtype == torch.float32 else 4e-3
@@ -211,3 +223,55 @@ def test_repeats_bit_for_bit(path):
     first, second = (case.backward(kernels, name, grads, values) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("fold", SUMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["none", "two"])
+def test_sums(path, fold, dtype, name):
+    for rows_only in (True, False):
+        case = random_case(40, 50, dtype=dtype, filters=filters_of(name, 40, 50))
+        check_pair(case, rows_only=rows_only, fold=fold)
+    check_gram(random_case(40, 40, dtype=dtype, filters=filters_of(name, 40, 40)), fold=fold)
+
+
+@pytest.mark.parametrize("fold", SUMS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sums_of_rows_that_are_not_finite(path, fold, value):
+    for name, bounds in (("none", {}), ("different", {}), ("different", bounds_of(40))):
+        case = random_case(40, 40, filters=filters_of(name, 40, 40), **bounds)
+        case.query[3], case.key[33, 2] = value, value
+        for rows_only in (True, False):
+            check_pair(case, rows_only=rows_only, fold=fold)
+        check_gram(case, fold=fold)
+
+
+@pytest.mark.parametrize("fold", ["logsumexp", *SUMS])
+@pytest.mark.parametrize("options", OPTION_SETS)
+def test_options(path, fold, options):
+    """The gradients of biases are among those that are compared."""
+    for rows_only in (True, False):
+        case = random_case(40, 50, filters=filters_of("two", 40, 50), **options_of(options, 40, 50))
+        check_pair(case, rows_only=rows_only, fold=fold)
+    check_gram(random_case(40, 40, **options_of(options, 40, 40)), fold=fold)
+
+
+@pytest.mark.parametrize("need", SIDES)
+def test_biases_are_trained_whatever_else_is(path, need):
+    biases = biases_of(40, 50)
+    check_pair(random_case(40, 50, **biases), need)
+    for name, bias in biases.items():
+        check_pair(random_case(40, 50, **{name: bias}), need, rows_only=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_options_of_rows_that_are_not_finite(path, dtype):
+    case = random_case(40, 40, dtype=dtype, **options_of("biases+bounds+guide", 40, 40))
+    case.key[7], case.query[9, 2] = torch.nan, torch.inf
+    check_pair(case)
+    check_gram(case)
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 5), (5, 0)])
+def test_biases_of_nothing(path, M, N):
+    check_pair(random_case(M, N, 8, peaked=False, **biases_of(M, N)))

@@ -8,6 +8,7 @@ import torch
 import cl_kernels
 from cl_kernels._dispatch import Request
 from cl_kernels.backends import triton as kernels
+from cl_kernels.pairs import OPTIONS
 from python_tests.helpers import assert_own_memory
 
 from .cases import DEVICE, random_case, unit_rows, upstream
@@ -82,8 +83,9 @@ def test_a_width_beyond_the_table_is_refused():
 def test_what_a_call_asks_for_is_refused_in_words():
     request = Request("row_logsumexp", DEVICE, torch.float32, torch.float32, 64)
     assert kernels.refuses(request) is None
-    assert kernels.refuses(request._replace(options=("below", "above"))) is None
-    assert "ceiling" in kernels.refuses(request._replace(options=("below", "ceiling")))
+    assert kernels.refuses(request._replace(options=OPTIONS)) is None
+    search = request._replace(operation="topk", options=("below", "ceiling"))
+    assert "searches do not take ceiling" in kernels.refuses(search)
     assert "float64" in kernels.refuses(request._replace(compute_dtype=torch.float64))
 
 

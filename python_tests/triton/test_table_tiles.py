@@ -11,7 +11,7 @@ from cl_kernels.backends.triton import configs
 from cl_kernels.backends.triton.problem import LARGEST_BLOCK
 from python_tests.devices import INTERPRETED
 
-from .cases import assert_gradient, assert_value, filters_of, random_case, upstream
+from .cases import assert_gradient, assert_value, filters_of, options_of, random_case, upstream
 from .test_topk import check as check_topk
 from .test_topk import integers, options, plan_tightly
 
@@ -77,9 +77,10 @@ def embeddings_of(line):
     return least + 9, torch.bfloat16 if kind == "half" else torch.float32
 
 
-def results(line, case, grads):
+def results(line, case, grads, fold):
     """Of the kernels, and in float64."""
     name, kind, *needs = OPERATIONS[line[1].removesuffix("_masked")]
+    name = name.replace("logsumexp", fold)
     exact = case.exact
     if kind == "weighted_key":
         return case.weighted_key(kernels), exact.weighted_key(reference)
@@ -93,13 +94,20 @@ def results(line, case, grads):
     )
 
 
-def check(line, M, N, filters):
+def results_are_gradients(line):
+    return OPERATIONS[line[1].removesuffix("_masked")][1] == "backward"
+
+
+def check(line, M, N, filters, fold="logsumexp", options=None):
     D, dtype = embeddings_of(line)
-    case = random_case(M, M if line[1].startswith("self") else N, D, dtype)
-    case.filters = filters_of(filters, len(case.query), len(case.key))
-    grads = upstream(len(case.query), len(case.key))
-    for ours, theirs in zip(*results(line, case, grads), strict=True):
-        if theirs.dim() == 2:
+    N = M if line[1].startswith("self") else N
+    options = {} if options is None else options_of(options, M, N)
+    case = random_case(M, N, D, dtype, filters=filters_of(filters, M, N), **options)
+    if line[1].removesuffix("_masked") == "backward":
+        case.key_bias = None  # which would have the keys visited too
+    grads, of_gradients = upstream(M, N), results_are_gradients(line)
+    for ours, theirs in zip(*results(line, case, grads, fold), strict=True):
+        if theirs.dim() == 2 or (theirs.dim() == 1 and of_gradients):
             assert_gradient(ours, theirs, dtype, case.scale)
         elif theirs.dim() == 1:
             assert_value(ours, theirs, case.scale)
@@ -119,6 +127,18 @@ def test_masked_tiles(line):
 @each_line(OPERATIONS, kind_of=lambda config: config.BLOCK_D > 0)
 def test_whole_tiles_without_filters(line):
     check(line, LARGEST_BLOCK, LARGEST_BLOCK, "none")
+
+
+@each_line(OPERATIONS, kind_of=lambda config: config.BLOCK_D > 0)
+def test_options(line):
+    """With narrower tiles than the table's."""
+    arch, family, kind, _ = line
+    if configs.family_for(arch, family, kind, masked=True) == family:
+        fold = "logsumexp" if family == "mean_key" else "softplus_sum"
+        guides = family.endswith("forward") or family == "weights"
+        check(line, 150, 200, "different", fold, "biases+bounds" + "+guide" * guides)
+    else:
+        check(line, LARGEST_BLOCK, LARGEST_BLOCK, "none")
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")  # of the interpreter's maximum

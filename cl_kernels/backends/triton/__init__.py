@@ -28,7 +28,7 @@ __all__ = [
 
 settle()
 DTYPES = torch.float32, torch.bfloat16, torch.float16
-OPTIONS = {"below", "above"}  # of Pairs, beside filters, that kernels read
+SEARCHED = {"below", "above"}  # options of Pairs that a search serves, beside filters
 
 
 def unavailable() -> str | None:
@@ -66,5 +66,7 @@ def refuses(request) -> str | None:
         return f"the Triton kernels take rows of up to {WIDE} columns, got {request.width}"
     if request.operation != "topk" and not request.operation.endswith(tuple(FOLDS)):
         return f"the Triton kernels do not serve {request.operation}"
-    missing = [name for name in request.options if name not in OPTIONS]
-    return f"the Triton kernels do not take {missing[0]}" if missing else None
+    missing = [name for name in request.options if name not in SEARCHED]
+    if request.operation == "topk" and missing:
+        return f"the Triton kernels' searches do not take {missing[0]}"
+    return None

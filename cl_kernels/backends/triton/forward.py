@@ -17,7 +17,7 @@ from .folds import Fold
 from .pairs import drop_pairs, load_side, pair_logits
 from .problem import Problem
 from .states import States
-from .tiles import LOG2E, kernel, resident_rows, store_each, tile_products
+from .tiles import kernel, resident_rows, store_each, tile_products
 
 
 @kernel
@@ -35,12 +35,12 @@ def row_col_fwd_kernel(
     rows = first_row + tl.arange(0, TILE.BLOCK_M)
     held = load_side(queries, rows, M, TILE.EVEN)
     x = resident_rows(X, first_row, M, TILE)
-    scale = tl.load(SCALE) * LOG2E
+    scale = tl.load(SCALE) * FOLD.unit
     state = FOLD.begin(TILE.BLOCK_M)
     for first_col in range(split * span, tl.minimum(N, (split + 1) * span), TILE.BLOCK_N):
         cols = first_col + tl.arange(0, TILE.BLOCK_N)
         products = tile_products(x, X, Y, first_row, first_col, M, N, TILE)
-        logits = pair_logits(products, scale, queries, held, keys, cols, N, TILE.EVEN)
+        logits = pair_logits(products, scale, queries, held, keys, cols, N, FOLD.unit, TILE.EVEN)
         logits = drop_pairs(
             logits, float("-inf"), products, queries, held, keys, rows, cols, M, N, TILE.EVEN
         )

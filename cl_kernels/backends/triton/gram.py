@@ -2,7 +2,8 @@
 
 Since s_ij = s_ji, a tile above the diagonal serves its rows and, transposed, its columns. Pairs
 need not be kept both ways: the row i of the pair (i, j) is served where (i, j) is kept, the row j
-where (j, i) is. SYMMETRIC: they are kept both ways.
+where (j, i) is. SYMMETRIC: they are kept both ways. Guides' similarities are not symmetric and take
+most of the work: such calls are served as rows of queries against keys.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from torch import Tensor
 from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.gpu.cuts import Slabs
 
-from .backward import weight_gain
+from .backward import row_col_backward, weight_gain
 from .folds import Fold
+from .forward import row_col_forward
 from .pairs import drop_pairs, keep_both_ways, load_side, pair_logits
 from .prepare import finish_gradient
 from .problem import Problem
 from .slabs import Blocks, add_product, self_weights_kernel
 from .states import States
 from .tiles import (
-    LOG2E,
     kernel,
     load_rows,
     resident_rows,
@@ -51,20 +52,24 @@ def self_fwd_kernel(
     as_queries = load_side(queries, rows, R, TILE.EVEN)
     as_keys = as_queries if SYMMETRIC else load_side(keys, rows, R, TILE.EVEN)
     x = resident_rows(X, first_row, R, TILE)
-    scale = tl.load(SCALE) * LOG2E
+    scale = tl.load(SCALE) * FOLD.unit
     state = FOLD.begin(TILE.BLOCK_M)
     start = tl.maximum(split * span, first_row)
     for first_col in range(start, tl.minimum(R, (split + 1) * span), TILE.BLOCK_N):
         cols = first_col + tl.arange(0, TILE.BLOCK_N)
         products = tile_products(x, X, X, first_row, first_col, R, R, TILE)
-        logits = pair_logits(products, scale, queries, as_queries, keys, cols, R, TILE.EVEN)
+        logits = pair_logits(
+            products, scale, queries, as_queries, keys, cols, R, FOLD.unit, TILE.EVEN
+        )
         of_rows = drop_pairs(
             logits, float("-inf"), products, queries, as_queries, keys, rows, cols, R, R, TILE.EVEN
         )
         state = FOLD.add_tile(state, of_rows, shift)
         of_cols = of_rows
         if not SYMMETRIC:
-            logits = pair_logits(products, scale, keys, as_keys, queries, cols, R, TILE.EVEN)
+            logits = pair_logits(
+                products, scale, keys, as_keys, queries, cols, R, FOLD.unit, TILE.EVEN
+            )
             of_cols = drop_pairs(
                 logits, float("-inf"), products, keys, as_keys, queries, rows, cols, R, R, TILE.EVEN
             )
@@ -88,7 +93,7 @@ def self_bwd_kernel(
     as_keys = as_queries if SYMMETRIC else load_side(keys, rows, R, TILE.EVEN)
     of_rows = load_upstream(upstream, rows, R, FOLD, TILE.EVEN)
     x = load_rows(X, first_row, R, 0, TILE.BLOCK_M, TILE.D, TILE)
-    scale = tl.load(SCALE) * LOG2E
+    scale = tl.load(SCALE) * FOLD.unit
     sums = tl.full((TILE.BLOCK_M, TILE.D), 0.0, tl.float32)
     start = split * span
     if UPPER:
@@ -98,8 +103,12 @@ def self_bwd_kernel(
         y = load_rows(X, first_col, R, 0, TILE.BLOCK_N, TILE.D, TILE)
         of_cols = load_upstream(upstream, cols, R, FOLD, TILE.EVEN)
         products = tl.dot(x, tl.trans(y), input_precision=TILE.PRECISION)
-        logits = pair_logits(products, scale, queries, as_queries, keys, cols, R, TILE.EVEN)
-        reverse = pair_logits(products, scale, keys, as_keys, queries, cols, R, TILE.EVEN)
+        logits = pair_logits(
+            products, scale, queries, as_queries, keys, cols, R, FOLD.unit, TILE.EVEN
+        )
+        reverse = pair_logits(
+            products, scale, keys, as_keys, queries, cols, R, FOLD.unit, TILE.EVEN
+        )
         weights, of_reverse = weigh_self_pairs(
             logits, reverse, upstream, of_rows, of_cols, SYMMETRIC, FOLD
         )
@@ -124,6 +133,8 @@ def self_bwd_kernel(
 
 def self_forward(problem: Problem, fold: Fold) -> tuple[Tensor, ...]:
     R = problem.M
+    if problem.guided:
+        return row_col_forward(problem, fold, both=False)
     if R == 0:
         return tuple(problem.full((0,), x) for x in fold.empty)
     rows, _ = problem.logit_operands
@@ -145,16 +156,21 @@ def self_forward(problem: Problem, fold: Fold) -> tuple[Tensor, ...]:
     return problem.with_config("self_forward", run)
 
 
-def self_backward(problem: Problem, fold: Fold, grad: Tensor, value: Tensor):
-    """Gradients of the rows and of the scale."""
+def self_backward(problem: Problem, fold: Fold, grad: Tensor, value: Tensor, train_biases):
+    """Gradients as ``row_col_backward`` gives them, with that of the rows in the queries' place."""
+    if problem.guided or any(train_biases):  # a bias is a side's: tiles of both ways mix them
+        needs = True, True, *train_biases
+        as_queries, as_keys, *more = row_col_backward(problem, fold, (grad, value), None, needs)
+        return as_queries.add_(as_keys), problem.empty(0), *more
+    empty = [problem.empty(0) for _ in range(3)]
     if problem.M == 0:
-        return problem.full(problem.query.shape, 0.0), problem.full((), 0.0)
+        return problem.full(problem.query.shape, 0.0), empty[0], problem.full((), 0.0), *empty[1:]
     rows, _, taint, _ = problem.product_operands
     gain = weight_gain(problem, (grad, value))
     upstream = Upstream(grad.contiguous(), value, taint, gain)
     sums = (_slabs if problem.wide else _visit)(problem, fold, rows, upstream)
     grad_x, products = finish_gradient(sums, rows, problem.scale, gain, problem.D)
-    return grad_x, 0.5 * products.sum()
+    return grad_x, empty[0], 0.5 * products.sum(), *empty[1:]
 
 
 def _visit(problem: Problem, fold: Fold, rows: Tensor, upstream: Upstream) -> Tensor:

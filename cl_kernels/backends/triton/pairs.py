@@ -20,6 +20,8 @@ from .tiles import in_range, load_vector
 
 MAX_FILTERS = 3
 KEEP_ALL, KEEP_SAME, KEEP_DIFFERENT = 0, 1, 2  # what a filter keeps: no filter, equal ids, others
+BELOW, ABOVE, BIAS, CEILING = (tl.constexpr(MAX_FILTERS + n) for n in range(4))  # in ``load_side``
+BLOCK_G = tl.constexpr(32)  # columns of guides that are read at a time
 
 
 class Side(NamedTuple):
@@ -29,14 +31,24 @@ class Side(NamedTuple):
     keep: tuple[Any, ...]  # what each keeps, a constexpr: the same on both sides
     below: Any = None  # float32 [R]: the row's similarities that are strictly below are kept
     above: Any = None  # float32 [R]: and those strictly above
+    bias: Any = None  # float32 [R]: added to the row's logits
+    guide: Any = None  # float32 [R, GUIDE_WIDTH]: another model's embeddings, as ``guide_rows``
+    GUIDE_WIDTH: Any = tl.constexpr(0)  # a multiple of BLOCK_G
+    ceiling: Any = None  # float32 [R]: guides' similarities up to it are kept
 
     @property
     def bounded(self) -> bool:
         return self.below is not None or self.above is not None
 
     @property
+    def plain(self) -> bool:
+        """There are filters at most."""
+        options = self.below, self.above, self.bias, self.guide
+        return all(option is None for option in options)
+
+    @property
     def keeps_all(self) -> bool:
-        return not self.bounded and all(ids is None for ids in self.ids)
+        return not self.bounded and self.guide is None and all(ids is None for ids in self.ids)
 
     def of_rows(self, part: slice) -> Side:
         ids = tuple(None if x is None else x[part] for x in self.ids)
@@ -56,13 +68,32 @@ def sides(pairs) -> tuple[Side, Side]:
     missing = MAX_FILTERS - len(keep)
     keep = tuple(tl.constexpr(k) for k in (*keep, *(KEEP_ALL,) * missing))
     query_ids, key_ids = ((*(ids[s] for ids in compact), *(None,) * missing) for s in (0, 1))
-    return Side(query_ids, keep, pairs.below, pairs.above), Side(key_ids, keep)
+    queries = Side(query_ids, keep, pairs.below, pairs.above, pairs.query_bias)
+    keys = Side(key_ids, keep, bias=pairs.key_bias)
+    if pairs.ceiling is not None:
+        guides = guide_rows(pairs.query_guide, 0, 0, 1), guide_rows(pairs.key_guide, 0, 1, 0)
+        width = tl.constexpr(guides[0].shape[1])
+        queries = queries._replace(guide=guides[0], GUIDE_WIDTH=width, ceiling=pairs.ceiling)
+        keys = keys._replace(guide=guides[1], GUIDE_WIDTH=width)
+    return queries, keys
+
+
+def guide_rows(x: Tensor, *parts: int) -> Tensor:
+    """Float32 rows for products in TF32, which have ten bits of each number.
+
+    A row is the sum of two such; its ``parts`` stand side by side, padded with zeros. The inner
+    product of parts (0, 0, 1) with (0, 1, 0) is that of the rows but for 2**-22 of each term.
+    """
+    rounded = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    halves = rounded, x - rounded
+    rows = torch.cat([halves[part] for part in parts], 1)
+    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK_G.value))
 
 
 def symmetric(queries: Side, keys: Side) -> bool:
-    """Pairs (i, j) and (j, i) are kept alike."""
+    """Pairs (i, j) and (j, i) are kept alike and have the same logits."""
     same_ids = all(q is k for q, k in zip(queries.ids, keys.ids, strict=True))
-    return same_ids and not queries.bounded
+    return same_ids and queries.plain and keys.plain
 
 
 @triton.jit
@@ -82,13 +113,20 @@ def load_side(side, rows, bound, EVEN: tl.constexpr):
         load_if_given(side.ids[2], rows, bound, EVEN),
         load_if_given(side.below, rows, bound, EVEN),
         load_if_given(side.above, rows, bound, EVEN),
+        load_if_given(side.bias, rows, bound, EVEN),
+        load_if_given(side.ceiling, rows, bound, EVEN),
     )
 
 
 @triton.jit
-def pair_logits(products, scale, x, held, y, cols, N, EVEN: tl.constexpr):
-    """A tile's logits. What the sides add to the scaled inner products is to be added here."""
-    return products * scale
+def pair_logits(products, scale, x, held, y, cols, N, UNIT: tl.constexpr, EVEN: tl.constexpr):
+    """A tile's logits, in a fold's UNIT, which is in the scale already."""
+    logits = products * scale
+    if x.bias is not None:
+        logits += (held[BIAS] * UNIT)[:, None]
+    if y.bias is not None:
+        logits += (load_vector(y.bias, cols, N, EVEN) * UNIT)[None, :]
+    return logits
 
 
 @triton.jit
@@ -106,9 +144,9 @@ def drop_by_sides(values, fill, similarity, x, held, y, cols, N, EVEN: tl.conste
     for f in tl.static_range(len(x.keep)):  # pyright: ignore[reportGeneralTypeIssues]
         values = drop_by_ids(values, fill, held[f], y.ids[f], cols, N, x.keep[f], EVEN)
     if x.below is not None:
-        values = tl.where(similarity < held[3][:, None], values, fill)
+        values = tl.where(similarity < held[BELOW][:, None], values, fill)
     if x.above is not None:
-        values = tl.where(similarity > held[4][:, None], values, fill)
+        values = tl.where(similarity > held[ABOVE][:, None], values, fill)
     if y.below is not None:
         below = load_vector(y.below, cols, N, EVEN)
         values = tl.where(similarity < below[None, :], values, fill)
@@ -119,11 +157,38 @@ def drop_by_sides(values, fill, similarity, x, held, y, cols, N, EVEN: tl.conste
 
 
 @triton.jit
+def load_guides(side, rows, bound, column, EVEN: tl.constexpr):
+    rows = rows if EVEN else tl.minimum(rows, bound - 1)
+    first = side.guide + (rows.to(tl.int64) * side.GUIDE_WIDTH + column)
+    return tl.load(first[:, None] + tl.arange(0, BLOCK_G)[None, :])
+
+
+@triton.jit
+def drop_by_guides(values, fill, x, held, y, rows, cols, M, N, EVEN: tl.constexpr):
+    """``fill`` where the guides' similarity is above the query's ceiling."""
+    if x.guide is None:
+        return values
+    else:
+        similarity = tl.full(values.shape, 0.0, tl.float32)
+        for column in range(0, x.GUIDE_WIDTH, BLOCK_G):
+            left = load_guides(x, rows, M, column, EVEN)
+            right = load_guides(y, cols, N, column, EVEN)
+            similarity = tl.dot(left, tl.trans(right), similarity, input_precision="tf32")
+        if x.ceiling is not None:
+            return tl.where(similarity <= held[CEILING][:, None], values, fill)
+        else:
+            ceiling = load_vector(y.ceiling, cols, N, EVEN)
+            return tl.where(similarity <= ceiling[None, :], values, fill)
+
+
+@triton.jit
 def drop_pairs(values, fill, similarity, x, held, y, rows, cols, M, N, EVEN: tl.constexpr):
     """The same, and where a pair is outside the matrix, [BLOCK_M, BLOCK_N]."""
     if not EVEN:
         values = tl.where(in_range(rows, cols, M, N), values, fill)
-    return drop_by_sides(values, fill, similarity, x, held, y, cols, N, EVEN)
+    # Guides come last, when the similarities need no registers any more.
+    values = drop_by_sides(values, fill, similarity, x, held, y, cols, N, EVEN)
+    return drop_by_guides(values, fill, x, held, y, rows, cols, M, N, EVEN)
 
 
 @triton.jit

@@ -28,6 +28,7 @@ class Problem:
     """One call: its two sides, which of their pairs count, and the precision of products."""
 
     maxnreg: int | None = None  # a limit for the assembler, where not its own
+    narrows = True  # tiles, for calls with options beside filters
 
     def __init__(
         self, query: Tensor, key: Tensor | None, scale: Tensor | None,
@@ -54,12 +55,21 @@ class Problem:
 
     @property
     def wide(self) -> bool:
-        """Products with the weights are made in slabs."""
-        return self.width > configs.KNEE[self.kind]
+        """Products with the weights are made in slabs: no registers are left for them."""
+        return self.width > configs.KNEE[self.kind] or self.guided
 
     @property
     def keeps_all(self) -> bool:
         return self.queries.keeps_all
+
+    @property
+    def plain(self) -> bool:
+        """There are filters at most."""
+        return self.queries.plain and self.keys.plain
+
+    @property
+    def guided(self) -> bool:
+        return self.queries.guide is not None
 
     @property
     def symmetric(self) -> bool:
@@ -96,18 +106,27 @@ class Problem:
             return self.queries, self.keys
         return self.queries.tainted(taint_query), self.keys.tainted(taint_key)
 
-    def empty(self, *size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.float32, device=self.device)
+    def empty(self, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=self.device)
 
     def full(self, size: tuple[int, ...], value: float) -> Tensor:
-        return torch.full(size, value, dtype=torch.float32, device=self.device)
+        """In float32; of a count, in int64."""
+        dtype = torch.int64 if isinstance(value, int) else torch.float32
+        return torch.full(size, value, dtype=dtype, device=self.device)
 
     def with_config(self, family: str, run: Callable[[Config], Any]) -> Any:
         """``run`` with the table's configuration, or with the first after it that fits."""
         ragged = self.M % LARGEST_BLOCK != 0 or self.N % LARGEST_BLOCK != 0
-        family = configs.family_for(self.arch, family, self.kind, ragged or not self.keeps_all)
+        masked = ragged or not (self.keeps_all and self.plain)
+        family = configs.family_for(self.arch, family, self.kind, masked)
         width = min(self.width, configs.WIDE)
-        return first_that_fits(self.device, self.arch, family, self.kind, width, run)
+
+        def run_as_options_let(config: Config) -> Any:
+            if self.narrows and not self.plain:
+                config = configs.narrowed(self.arch, self.kind, config)
+            return run(config)
+
+        return first_that_fits(self.device, self.arch, family, self.kind, width, run_as_options_let)
 
     def spans(self, blocks: int, config: Config, per_processor: int, N: int | None = None):
         """Into how many spans of how many keys so many programs a processor visit them."""

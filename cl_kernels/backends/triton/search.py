@@ -25,6 +25,7 @@ class Search(Problem):
     """One call of ``topk``."""
 
     maxnreg = 255  # or the assembler spills to make room for more programs
+    narrows = False  # the table's tiles have room for what a search takes
 
     def __init__(
         self, query, key, k, query_factor, key_factor, exclude_offsets, exclude_keys, pairs

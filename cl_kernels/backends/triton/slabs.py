@@ -8,6 +8,8 @@ bit.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,7 @@ from cl_kernels.backends.gpu.cuts import Slabs
 from .folds import Fold
 from .pairs import drop_pairs, keep_both_ways, load_side, pair_logits
 from .problem import Problem
-from .tiles import LOG2E, in_range, kernel, resident_rows, rounded, tile_products
+from .tiles import in_range, kernel, resident_rows, rounded, tile_products
 from .weights import load_upstream, weigh_pairs, weigh_self_pairs
 
 GROUP = tl.constexpr(8)  # row blocks whose tiles are neighbours, for the L2 cache
@@ -59,10 +61,10 @@ def row_col_weights_kernel(
     cols = first_col + tl.arange(0, TILE.BLOCK_N)
     x = resident_rows(X, first_row, row_end, TILE)
     products = tile_products(x, X, Y, first_row, first_col, row_end, col_end, TILE)
-    scale = tl.load(SCALE) * LOG2E
+    scale = tl.load(SCALE) * FOLD.unit
     # Loaded twice, for logits and for dropping: what is not used of it is not loaded.
     held = load_side(x_side, rows, row_end, TILE.EVEN)
-    logits = pair_logits(products, scale, x_side, held, y_side, cols, col_end, TILE.EVEN)
+    logits = pair_logits(products, scale, x_side, held, y_side, cols, col_end, FOLD.unit, TILE.EVEN)
     of_rows = load_upstream(x_upstream, rows, row_end, FOLD, TILE.EVEN)
     of_cols = load_upstream(y_upstream, cols, col_end, FOLD, TILE.EVEN)
     held = load_side(x_side, rows, row_end, TILE.EVEN)
@@ -87,12 +89,16 @@ def self_weights_kernel(
     cols = first_col + tl.arange(0, TILE.BLOCK_N)
     x = resident_rows(X, first_row, row_end, TILE)
     products = tile_products(x, X, X, first_row, first_col, row_end, col_end, TILE)
-    scale = tl.load(SCALE) * LOG2E
+    scale = tl.load(SCALE) * FOLD.unit
     # Loaded twice, for logits and for dropping: what is not used of it is not loaded.
     as_queries = load_side(queries, rows, row_end, TILE.EVEN)
     as_keys = load_side(keys, rows, row_end, TILE.EVEN)
-    logits = pair_logits(products, scale, queries, as_queries, keys, cols, col_end, TILE.EVEN)
-    reverse = pair_logits(products, scale, keys, as_keys, queries, cols, col_end, TILE.EVEN)
+    logits = pair_logits(
+        products, scale, queries, as_queries, keys, cols, col_end, FOLD.unit, TILE.EVEN
+    )
+    reverse = pair_logits(
+        products, scale, keys, as_keys, queries, cols, col_end, FOLD.unit, TILE.EVEN
+    )
     of_rows = load_upstream(upstream, rows, row_end, FOLD, TILE.EVEN)
     of_cols = load_upstream(upstream, cols, col_end, FOLD, TILE.EVEN)
     as_queries = load_side(queries, rows, row_end, TILE.EVEN)
@@ -154,10 +160,30 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
         out.addmm_(a.float(), b.float())
 
 
+class Sums(NamedTuple):
+    """What a visit found for the rows of one side, in parts."""
+
+    rows: Tensor  # the other side's, weighted, [parts, R, width]
+    weights: Tensor | None  # the weights, where their sum is a bias's gradient, [parts, R]
+
+    @classmethod
+    def zeros(cls, problem: Problem, R: int, trains_bias: bool) -> Sums:
+        rows = problem.full((1, R, problem.width), 0.0)
+        return cls(rows, problem.full((1, R), 0.0) if trains_bias else None)
+
+    def add(self, part: slice, weights: Tensor, other: Tensor) -> None:
+        """A block of W, or of its transpose, and the other side's rows."""
+        add_product(self.rows[0, part], weights, other)
+        if self.weights is not None:
+            self.weights[0, part] += weights.sum(1, dtype=torch.float32)
+
+
 def row_col_slabs(problem: Problem, fold: Fold, query, key, need_query: bool, need_key: bool):
-    """Sums of the weighted keys for each query, and of the queries for each key: [1, R, width]."""
-    sum_query = problem.full((1, *query.rows.shape), 0.0) if need_query else None
-    sum_key = problem.full((1, *key.rows.shape), 0.0) if need_key else None
+    """``Sums`` for the queries and for the keys, in one part; None where they are not needed."""
+    sums = [
+        Sums.zeros(problem, len(side.rows), side.trains_bias) if need else None
+        for side, need in ((query, need_query), (key, need_key))
+    ]
     slabs = Slabs.of(problem.M, problem.N, problem.compute_dtype.itemsize)
     blocks = Blocks(problem, slabs)
     operands = query.rows, key.rows, problem.scale
@@ -166,8 +192,8 @@ def row_col_slabs(problem: Problem, fold: Fold, query, key, need_query: bool, ne
             row_col_weights_kernel, operands, rows, cols,
             query.side, key.side, query.upstream, key.upstream, FOLD=fold,
         )  # fmt: skip
-        if sum_query is not None:
-            add_product(sum_query[0, rows], weights, key.rows[cols])
-        if sum_key is not None:
-            add_product(sum_key[0, cols], weights.T, query.rows[rows])
-    return sum_query, sum_key
+        if sums[0] is not None:
+            sums[0].add(rows, weights, key.rows[cols])
+        if sums[1] is not None:
+            sums[1].add(cols, weights.T, query.rows[rows])
+    return sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,15 +15,20 @@ from .problem import Problem
 from .tiles import kernel, load_vector, store_each
 
 BLOCK = 256
+STATES = {float: torch.float32, int: torch.int32}  # of a state's numbers, by what a fold says
+VALUES = {float: torch.float32, int: torch.int64}  # and of a statistic's values
 
 
 @triton.jit
 def load_state(STATE, offset, cols, N, like):
+    first = load_vector(STATE[0] + offset, cols, N, False)
     if len(like) == 1:
-        return (load_vector(STATE[0] + offset, cols, N, False),)
+        return (first,)
+    second = load_vector(STATE[1] + offset, cols, N, False)
+    if len(like) == 2:
+        return first, second
     else:
-        first = load_vector(STATE[0] + offset, cols, N, False)
-        return first, load_vector(STATE[1] + offset, cols, N, False)
+        return first, second, load_vector(STATE[2] + offset, cols, N, False)
 
 
 @kernel
@@ -50,16 +56,19 @@ class States:
     def __init__(self, problem: Problem, fold: Fold, parts: int, N: int):
         self.problem, self.fold, self.N = problem, fold, N
         self.count = parts
-        self.values = tuple(problem.empty(N) for _ in fold.empty)
+        self.values = tuple(problem.empty(N, dtype=VALUES[type(x)]) for x in fold.empty)
         self.resume = False
 
     @cached_property
     def parts(self) -> tuple[Tensor, ...]:
-        return tuple(self.problem.empty(self.count, self.N) for _ in self.fold.nothing)
+        return self._empty(self.count, self.N)
 
     @cached_property
     def merged(self) -> tuple[Tensor, ...]:
-        return tuple(self.problem.empty(self.N) for _ in self.fold.nothing)
+        return self._empty(self.N)
+
+    def _empty(self, *size: int) -> tuple[Tensor, ...]:
+        return tuple(self.problem.empty(*size, dtype=STATES[type(x)]) for x in self.fold.nothing)
 
     def clear(self) -> None:
         """For kernels that write some of the parts."""

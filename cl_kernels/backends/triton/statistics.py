@@ -29,9 +29,7 @@ def backward(statistic, grads, values, query, key, scale, call, needs):
     problem = Problem(query, key, scale, *call)
     fold, _ = FOLDS[statistic.fold.name]
     given = list(zip(grads, values, strict=True))
-    no_biases = problem.empty(0), problem.empty(0)  # calls with any are refused
     if statistic.of_one:
-        grad, grad_scale = self_backward(problem, fold, *given[0])
-        return grad, problem.empty(0), grad_scale, *no_biases
+        return self_backward(problem, fold, *given[0], needs[2:])
     of_rows, of_cols = (*given, None)[:2]
-    return *row_col_backward(problem, fold, of_rows, of_cols, needs[:2]), *no_biases
+    return row_col_backward(problem, fold, of_rows, of_cols, needs)

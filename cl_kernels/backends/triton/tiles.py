@@ -1,8 +1,8 @@
 """The pieces of the one tile loop: how it is cut, loads, inner products and stores.
 
 Every kernel visits tiles of BLOCK_M rows of X and BLOCK_N rows of Y. A ``Tile`` says how, as one
-constexpr. Logits are in base 2 (log2(e) is folded into the scale), so that an exponential is one
-``exp2``; what kernels hand out is in natural units.
+constexpr. Logits are in a fold's unit (log2(e) is folded into the scale, so that an exponential is
+one ``exp2``); what kernels hand out is in natural units.
 """
 
 from functools import partial

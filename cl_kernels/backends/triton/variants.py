@@ -11,7 +11,7 @@ import triton.language as tl
 from . import configs
 from .backward import row_col_bwd_kernel
 from .configs import Config
-from .folds import BOUNDED_LOGSUMEXP, LOGSUMEXP, Fold
+from .folds import BOUNDED_LOGSUMEXP, HINGE_SUM, LOGSUMEXP, SOFTPLUS_SUM, Fold
 from .forward import row_col_fwd_kernel
 from .gram import self_bwd_kernel, self_fwd_kernel
 from .pairs import KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
@@ -33,6 +33,7 @@ KERNELS: dict[str, tuple[Any, ...]] = {
     "weights": (row_col_weights_kernel, self_weights_kernel),
     "topk": (topk_scan_kernel,),
 }
+GUIDE_WIDTH = 3 * 384  # of sentence encoders, in parts
 FLOATS, INT32, INT64 = "*fp32", "*i32", "*i64"
 
 
@@ -42,22 +43,33 @@ class Use(NamedTuple):
     name: str
     even: bool = True
     keeps: tuple[int, ...] = ()  # what each filter keeps
-    bounded: bool = False  # logits
+    fold: Fold = LOGSUMEXP
     bounds: bool = False  # of queries' similarities
+    biases: bool = False
+    guide: bool = False
     rows_only: bool = False  # weights have no term of the columns
     options: bool = True  # of a search: factors, bounds, exclusions
     stored: bool = False  # a search keeps all pairs
 
     @property
-    def filtered(self) -> bool:
-        return bool(self.keeps)
+    def keeps_all(self) -> bool:
+        return not (self.keeps or self.bounds or self.guide)
+
+    @property
+    def symmetric(self) -> bool:
+        return not (self.bounds or self.biases or self.guide)
 
 
-SHIFTED = Use("even, fixed shift", bounded=True)
+SHIFTED = Use("even, fixed shift", fold=BOUNDED_LOGSUMEXP)
 PLAIN = Use("even")
 RAGGED = Use("ragged", even=False)
-BOUNDS = Use("ragged, a filter and bounds", even=False, keeps=(KEEP_DIFFERENT,), bounds=True)
 FILTERED = Use("ragged, two filters", even=False, keeps=(KEEP_SAME, KEEP_DIFFERENT))
+SOFTPLUS = FILTERED._replace(name="ragged, two filters, softplus_sum", fold=SOFTPLUS_SUM)
+HINGE = FILTERED._replace(name="ragged, two filters, hinge_sum", fold=HINGE_SUM)
+OPTIONS = Use(
+    "ragged, a filter, every option", even=False, keeps=(KEEP_DIFFERENT,), fold=SOFTPLUS_SUM,
+    bounds=True, biases=True, guide=True,
+)  # fmt: skip
 BARE = Use("even, no options", options=False)
 
 
@@ -103,22 +115,29 @@ class Variant:
 
 def sides(use: Use, bounds: bool) -> tuple[Side, Side]:
     """Of queries, with bounds of their similarities or without, and of keys."""
+    width = tl.constexpr(GUIDE_WIDTH if use.guide else 0)
+    guide, bias = FLOATS if use.guide else None, FLOATS if use.biases else None
     missing = MAX_FILTERS - len(use.keeps)
     ids = (INT32,) * len(use.keeps) + (None,) * missing
     keep = use.keeps + (KEEP_ALL,) * missing
     bound = FLOATS if bounds else None
-    return Side(ids, keep, bound, bound), Side(ids, keep)
+    queries = Side(ids, keep, bound, bound, bias, guide, width, guide)
+    return queries, Side(ids, keep, None, None, bias, guide, width)
+
+
+def values(fold: Fold) -> tuple[str, ...]:
+    return tuple(INT64 if isinstance(x, int) else FLOATS for x in fold.empty)
 
 
 def states(fold: Fold) -> tuple[str, ...]:
-    return (FLOATS,) * len(fold.nothing)
+    return tuple(INT32 if isinstance(x, int) else FLOATS for x in fold.nothing)
 
 
 def pair_arguments(family: str, use: Use, operand: str) -> dict[str, Any]:
     """Of kernels that visit pairs for a statistic."""
-    fold = BOUNDED_LOGSUMEXP if use.bounded else LOGSUMEXP
+    fold = use.fold
     forward = family.endswith("forward")
-    taint = FLOATS if (use.filtered and not forward) or family == "weights" else None
+    taint = FLOATS if not (use.keeps_all or forward) or family == "weights" else None
     upstream = Upstream(FLOATS, FLOATS, taint, FLOATS if operand == "*fp16" else None)
     of_cols = upstream._replace(grad=None, value=None) if use.rows_only else upstream
     queries, keys = sides(use, use.bounds)
@@ -127,13 +146,15 @@ def pair_arguments(family: str, use: Use, operand: str) -> dict[str, Any]:
     return {
         "SCALE": FLOATS, "queries": queries, "keys": keys, "x_side": queries, "y_side": keys,
         "upstream": upstream, "x_upstream": upstream, "y_upstream": of_cols,
-        "ROW": FLOATS if family == "mean_key" else (FLOATS,),
+        "ROW": FLOATS if family == "mean_key" else values(fold),
         "COL": states(fold) if family == "row_col_forward" else None,
         "STATES": states(fold), "shift": "fp32",
         "MEAN": FLOATS, "TAINT_X": taint, "TAINT_Y": taint,
         "SUM": FLOATS, "SUM_X": FLOATS, "SUM_Y": None if family == "backward" else FLOATS,
+        "BIAS_X": FLOATS if use.biases else None,
+        "BIAS_Y": FLOATS if use.biases and family != "backward" else None,
         "W": operand, "pitch": "i32",
-        "WHOLE": True, "SYMMETRIC": not use.bounds, "UPPER": family == "self_backward",
+        "WHOLE": True, "SYMMETRIC": use.symmetric, "UPPER": family == "self_backward",
         "FOLD": tl.constexpr(fold),
     }  # fmt: skip
 
@@ -173,19 +194,29 @@ def variants(arch: int) -> Iterator[Variant]:
             continue
         base = family.removesuffix("_masked")
         special = configs.family_for(arch, base, kind, True) != base
-        if base != family:
-            uses = (RAGGED, FILTERED)
-        elif special:
-            uses = (SHIFTED, PLAIN)
-        else:
-            uses = (SHIFTED, PLAIN, RAGGED, FILTERED)
         if base == "topk":
             yield from topk_variants(kind, width, config)
             continue
+        plain = (SHIFTED, PLAIN) if base == family else ()
+        masked = () if base == family and special else (RAGGED, SOFTPLUS, HINGE, FILTERED)
         for kernel in KERNELS[base]:
-            for use in uses:
-                if use is not SHIFTED or base.endswith("forward"):
+            for use in (*plain, *masked):
+                if is_called(base, use):
                     yield variant(kernel, base, kind, width, config, use)
+            if masked:
+                use = OPTIONS._replace(guide=takes_guides(kernel))
+                yield variant(kernel, base, kind, width, configs.narrowed(arch, kind, config), use)
+
+
+def is_called(family: str, use: Use) -> bool:
+    if family == "mean_key":
+        return use.fold is LOGSUMEXP
+    return use.fold is not BOUNDED_LOGSUMEXP or family.endswith("forward")
+
+
+def takes_guides(kernel) -> bool:
+    """Others leave such calls to these: see ``Problem.wide``, gram.py and weighted_key.py."""
+    return kernel in (row_col_fwd_kernel, row_col_weights_kernel)
 
 
 def topk_variants(kind: str, width: int, config: Config) -> Iterator[Variant]:

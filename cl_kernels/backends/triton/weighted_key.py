@@ -36,7 +36,7 @@ def row_weighted_key_kernel(
         cols = first_col + tl.arange(0, TILE.BLOCK_N)
         y = load_rows(Y, first_col, N, 0, TILE.BLOCK_N, TILE.D, TILE)
         products = tl.dot(x, tl.trans(y), input_precision=TILE.PRECISION)
-        logits = pair_logits(products, scale, queries, held, keys, cols, N, TILE.EVEN)
+        logits = pair_logits(products, scale, queries, held, keys, cols, N, LOG2E, TILE.EVEN)
         if TAINT_Y is not None:
             # Rows that are not finite were zeroed: their kept pairs are NaN, the others nothing.
             logits += load_vector(TAINT_Y, cols, N, TILE.EVEN)[None, :]
@@ -60,7 +60,7 @@ def row_weighted_key_kernel(
 def row_weighted_key(problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.M == 0 or problem.N == 0:
         return problem.full((problem.M,), -torch.inf), problem.full(problem.query.shape, 0.0)
-    fused = problem.width <= configs.MEAN_KEY_KNEE[problem.kind]
+    fused = problem.width <= configs.MEAN_KEY_KNEE[problem.kind] and not problem.guided
     return (_fused if fused else _slabs)(problem)
 
 
@@ -92,5 +92,5 @@ def _slabs(problem: Problem) -> tuple[Tensor, Tensor]:
     query, key = operands(problem, (torch.ones_like(lse), lse), None)
     sums, _ = row_col_slabs(problem, LOGSUMEXP, query, key, True, False)
     assert sums is not None
-    mean, gain = sums[0, :, : problem.D], query.upstream.gain
+    mean, gain = sums.rows[0, :, : problem.D], query.upstream.gain
     return lse, mean.contiguous() if gain is None else mean / gain
