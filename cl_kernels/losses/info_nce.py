@@ -142,7 +142,7 @@ def info_nce(
         lses = (_logsumexp(queries, some, scale, logit_bound=bound, **statistic) for some in sets)
         negatives = reduce(torch.logaddexp, lses)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
-    return total(epilogues.contrast(negatives, positive), reduction)
+    return total(epilogues.softplus(negatives, positive), reduction)
 
 
 def _trained(key: Tensor) -> bool:
