@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import Request, requested
-from cl_kernels._kinds import check_number
+from cl_kernels._numbers import check_number
 from cl_kernels._precision import accumulator
 from cl_kernels.checks import DTYPES, autocast_dtype, check_filters
 from cl_kernels.pairs import PAIRS, Pairs, Where, as_pairs

@@ -19,7 +19,7 @@ from cl_kernels.losses.common import (
     logit_bound,
     total,
 )
-from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.hardest import (
     Negatives,
     check_hardest,
@@ -107,7 +107,7 @@ def info_nce(
     rows_of_keys = target is None and (negative_keys is None or shared)
     if in_batch_negatives and rows_of_keys and hardest is None and _trained(positive_key):
         return contrast(
-            Kind("row_logsumexp", "softplus", normalize),
+            Recipe("row_logsumexp", "softplus", normalize),
             query,
             positive_key,
             scale,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from cl_kernels._kinds import check_integer
+from cl_kernels._numbers import check_integer
 from cl_kernels.checks import check_embeddings, check_filters, check_matches
 from cl_kernels.csr import Lists, as_csr
 from cl_kernels.mining.criteria import Criteria
