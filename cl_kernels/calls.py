@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import Request, requested
+from cl_kernels._numbers import check_number
 from cl_kernels._precision import accumulator
 from cl_kernels.checks import DTYPES, autocast_dtype, check_filters
 from cl_kernels.pairs import PAIRS, Pairs, Where, as_pairs
@@ -82,8 +83,12 @@ def as_call(
     elif compute_dtype not in DTYPES:
         supported = ", ".join(str(d) for d in DTYPES)
         raise TypeError(f"compute_dtype: expected one of {supported}, got {compute_dtype}")
-    if logit_bound is not None and not 0 <= logit_bound < math.inf:
-        raise ValueError(f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}")
+    if logit_bound is not None:
+        check_number("logit_bound", logit_bound, "a number or None")
+        if not 0 <= logit_bound < math.inf:
+            raise ValueError(
+                f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}"
+            )
     return Call(as_pairs(filters, excluded, **(vectors or {})), compute_dtype, logit_bound)
 
 

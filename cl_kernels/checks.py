@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from cl_kernels._kinds import check_integer, check_number
+from cl_kernels._numbers import check_integer, check_number
 from cl_kernels._precision import accumulator
 from cl_kernels._transforms import refuse_transforms
 from cl_kernels.pairs import PairFilter, Where, as_filters

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from cl_kernels._kinds import check_integers
+from cl_kernels._numbers import check_integers
 from cl_kernels.reading import readable
 
 Lists = Tensor | tuple[Tensor, Tensor] | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]

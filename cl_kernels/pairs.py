@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cl_kernels._kinds import check_integers
+from cl_kernels._numbers import check_integers
 
 MAX_FILTERS = 2
 

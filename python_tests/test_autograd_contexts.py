@@ -206,6 +206,19 @@ def test_vjp_under_no_grad():
         torch.func.hessian(lambda z: cl_kernels.nt_xent(z, y))(x)
 
 
+@pytest.mark.parametrize("option", ["query", "key", "ceiling"])
+def test_a_guide_under_vmap_is_refused(option):
+    x = torch.randn(4, 3)
+
+    def f(batched):
+        guide = {"query": x, "key": x, "ceiling": 0.5, option: batched}
+        return cl_kernels.row_softplus_sum(x, x, guide=tuple(guide.values()))
+
+    batch = torch.randn(2, 4) if option == "ceiling" else torch.randn(2, 4, 3)
+    with pytest.raises(NotImplementedError, match=r"guide.*expected no tensor under vmap"):
+        torch.vmap(f)(batch)
+
+
 def test_gradients_under_vmap_are_refused():
     x, y = (z.requires_grad_() for z in pair())
     rows = cl_kernels.nt_xent(x, y, reduction="none")

@@ -280,6 +280,11 @@ class TestOptions:
     def test_logit_bound(self, call, value):
         refused(ValueError, call, "logit_bound", value, "finite", value)
 
+    @pytest.mark.parametrize("value", ["5", torch.tensor(5.0), True], ids=str)
+    def test_a_logit_bound_is_a_number(self, value):
+        kind = type(value).__name__
+        refused(TypeError, row, "logit_bound", value, "a number or None", kind)
+
     @pytest.mark.parametrize("call", [row, gram, nt_xent, info_nce, clip])
     def test_backend(self, call):
         refused(ValueError, call, "backend", "fastest", "one of native, triton", "fastest")
@@ -292,6 +297,15 @@ def test_pair_logits():
         cl_kernels.pair_logits(X, X.double())
     with pytest.raises(ValueError, match=r"scale: expected a finite number, got nan"):
         cl_kernels.pair_logits(X, X, float("nan"))
+
+
+def test_contrast():
+    with pytest.raises(ValueError, match=r"positive: expected the shape of negatives, \[4\], got"):
+        cl_kernels.contrast(torch.ones(4), torch.ones(1))
+    with pytest.raises(TypeError, match="negatives: expected a floating-point tensor, got float"):
+        cl_kernels.contrast(1.0, torch.ones(1))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="positive: expected a floating-point tensor, got"):
+        cl_kernels.contrast(torch.ones(4), torch.arange(4))
 
 
 def test_debug_checks_nest():

@@ -48,7 +48,9 @@ def kernels(results: dict[str, dict[str, Any]]) -> list[str]:
     for name, members in groups.items():
         good = sum(r.get("ok") is True for _, r in members)
         if all(r.get("ok", False) is None for _, r in members):
-            lines.append(f"{name}: {len(members)} asked for, not judged")
+            refused = sum("why" in r for _, r in members)
+            text = f"{name}: {len(members) - refused} asked for, not judged"
+            lines.append(text + (f", {refused} refused" if refused else ""))
             continue
         known = [r for _, r in members if "times_allowed" in r]
         worst = max(known, key=lambda r: r["times_allowed"], default=None)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import cl_kernels
+from benchmarks.gpu import checks
 from cl_kernels import PairFilter
 from cl_kernels._dispatch import reason_against
 
@@ -33,10 +34,29 @@ def primitives(
         assert tensor.grad is not None and bool(tensor.grad.isfinite().all())
 
 
+def statistics(M: int, N: int, width: int, dtype: torch.dtype, device: str) -> None:
+    """Every statistic with every option."""
+    query, key = rows(M, width, dtype, device), rows(N, width, dtype, device)
+    for name in (name for name in checks.STATISTICS if "frozen" not in name):
+        first = key if name.startswith("self") else query
+        below = torch.rand(len(first), device=device)
+        query_bias, key_bias = (torch.rand(len(x), device=device) for x in (first, key))
+        values = checks.STATISTICS[name](
+            query, key, torch.tensor(14.0, device=device, requires_grad=True),
+            below=below, above=below - 0.5, guide=(first[:, :8], key[:, :8], 0.1),
+            query_bias=query_bias.requires_grad_(), key_bias=key_bias.requires_grad_(),
+        )  # fmt: skip
+        kept = [x[x > -torch.inf] for x in values if x.is_floating_point()]
+        torch.cat(kept).sum().backward()
+        for bias in (query_bias, key_bias):
+            assert bias.grad is not None and bool(bias.grad.isfinite().all())
+
+
 def losses(batch: int, width: int, dtype: torch.dtype, device: str) -> None:
     x, y = rows(batch, width, dtype, device), rows(batch, width, dtype, device)
     scale = torch.tensor(14.0, device=device, requires_grad=True)
-    total = cl_kernels.nt_xent(x, y) + cl_kernels.info_nce(x, y) + cl_kernels.clip(x, y, scale)
+    total = cl_kernels.nt_xent(x, y) + cl_kernels.info_nce(x, y)
+    total += cl_kernels.clip(x, y, scale) + cl_kernels.siglip(x, y, scale, -10.0)
     total.backward()
     assert x.grad is not None and bool(x.grad.isfinite().all())
 
@@ -65,6 +85,7 @@ def fused(device: str) -> None:
     torch.use_deterministic_algorithms(True)
     primitives(70, 90, 64, torch.bfloat16, device)
     torch.use_deterministic_algorithms(False)
+    statistics(70, 90, 64, torch.bfloat16, device)
     losses(96, 64, torch.bfloat16, device)
 
 
@@ -73,6 +94,7 @@ def slabs(device: str) -> None:
     for filtered in (False, True):
         primitives(40, 150, 320, torch.bfloat16, device, filtered)
     primitives(256, 256, 320, torch.float16, device, filtered=False)
+    statistics(70, 90, 320, torch.bfloat16, device)
     losses(96, 320, torch.bfloat16, device)
 
 

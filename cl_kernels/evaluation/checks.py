@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_kernels import _kinds
-from cl_kernels._kinds import check_integers
+from cl_kernels import _numbers
+from cl_kernels._numbers import check_integers
 from cl_kernels.checks import check_embeddings
 
 _ROWS = 8192  # rows looked at a time
@@ -62,6 +62,6 @@ def check_labels(
 
 
 def check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
-    _kinds.check_number(name, value)
+    _numbers.check_number(name, value)
     if not holds(value):
         raise ValueError(f"{name}: expected {expected}, got {value}")

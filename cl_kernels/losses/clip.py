@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
-from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.losses.contrast import Recipe, contrast
 
 
 def clip(
@@ -48,7 +48,7 @@ def clip(
     check_reduction(reduction)
     pair = torch.arange(image_features.shape[0], device=image_features.device)
     loss = contrast(
-        Kind("row_col_logsumexp", "softplus", normalize),
+        Recipe("row_col_logsumexp", "softplus", normalize),
         image_features,
         text_features,
         scale,

@@ -75,7 +75,7 @@ class Rows(NamedTuple):
         return unstack_gradient(grad_rows, self.rows, self.norm)
 
 
-class Sides(NamedTuple):
+class Operands(NamedTuple):
     """The two sides of the matrix (one for views, whose keys are their queries), and more keys."""
 
     query: Rows
@@ -117,22 +117,22 @@ NO_NEEDS = Needs(*(False,) * 6)
 class Step:
     """One evaluation: of the losses and, as long as its tensors are there, of their gradients."""
 
-    def __init__(self, c: Composition, sides: Sides, scale: Tensor, needs: Needs):
-        self.c, self.sides, self.scale, self.needs = c, sides, scale, needs
-        self.views = sides.key is None
+    def __init__(self, c: Composition, operands: Operands, scale: Tensor, needs: Needs):
+        self.c, self.operands, self.scale, self.needs = c, operands, scale, needs
+        self.views = operands.key is None
         # <query, grad> gives the scale's gradient where the key's is not made.
         self.by_query = self.views or needs.first or not needs.second
         self.frozen: tuple[Tensor, Tensor] | None = None  # of further keys that are not trained
 
     def statistics(self) -> Tensor:
         """The negatives' statistic of each direction and the positives' similarity, [S + 1, B]."""
-        c, query = self.c, self.sides.query.rows
-        first, second = self.sides.positives
-        values = forward(c.of_rows, c.backend, query, self.sides.keys, self.scale, c.call)
+        c, query = self.c, self.operands.query.rows
+        first, second = self.operands.positives
+        values = forward(c.of_rows, c.backend, query, self.operands.keys, self.scale, c.call)
         values = torch.cat(tuple(c.of_rows.differentiable(values)))
         negatives = values.view(c.of_rows.directions, first.shape[0])  # [directions, B]
-        if self.sides.further is not None:
-            further = self._further_statistic(query, self.sides.further.rows)
+        if self.operands.further is not None:
+            further = self._further_statistic(query, self.operands.further.rows)
             negatives = c.of_rows.fold.union(negatives, further.view_as(negatives))
         return torch.cat((negatives, (first * second).sum(1)[None]))
 
@@ -168,19 +168,19 @@ class Step:
     def gradients(self, grad: Tensor, statistics: Tensor) -> tuple[Tensor, ...]:
         """Of what ``Needs`` lists, for ``grad`` of the losses, [rows] or []. Those of views stand
         stacked in the first's place; what is not needed is empty."""
-        needs, sides, similarity = self.needs, self.sides, statistics[-1]
+        needs, operands, similarity = self.needs, self.operands, statistics[-1]
         by_negatives, by_positives = self._pulls(grad, statistics)
         of_pairs = self._of_negatives(by_negatives, statistics[:-1])
         grad_query, grad_key, grad_scale, grad_query_bias, grad_key_bias = of_pairs
         grad_further = grad_query.new_empty(0)
-        if sides.further is not None:
-            more = self._of_further(sides.further.rows, by_negatives, statistics[:-1])
+        if operands.further is not None:
+            more = self._of_further(operands.further.rows, by_negatives, statistics[:-1])
             grad_query = grad_query.add_(more.query) if self.by_query else grad_query
             grad_scale = grad_scale + more.scale
             if needs.query_bias:
                 grad_query_bias = grad_query_bias + more.query_bias
             if needs.negative_keys:
-                grad_further = sides.further.gradient(more.key)
+                grad_further = operands.further.gradient(more.key)
         by_similarity = by_positives.sum(0)  # [B]
         self._add_positives(grad_query, grad_key, (self.scale * by_similarity)[:, None])
         if needs.query_bias:
@@ -188,11 +188,11 @@ class Step:
         if needs.key_bias:
             grad_key_bias = grad_key_bias + self._to_rows(by_positives.flip(0))
         if needs.first or (self.views and needs.second):
-            grad_query = sides.query.gradient(grad_query)
+            grad_query = operands.query.gradient(grad_query)
         else:
             grad_query = grad_query.new_empty(0)
-        if sides.key is not None and needs.second:
-            grad_key = sides.key.gradient(grad_key)
+        if operands.key is not None and needs.second:
+            grad_key = operands.key.gradient(grad_key)
         grad_scale = grad_scale + (by_similarity * similarity).sum()
         return grad_query, grad_key, grad_further, grad_scale, grad_query_bias, grad_key_bias
 
@@ -217,14 +217,14 @@ class Step:
         return [x.reshape(-1)] if self.views else list(x.unbind())
 
     def _of_negatives(self, grad: Tensor, negatives: Tensor) -> Gradients:
-        c, sides, needs = self.c, self.sides, self.needs
+        c, operands, needs = self.c, self.operands, self.needs
         upstream = self._per_side(grad), self._per_side(negatives)
         wanted = self.by_query, needs.second, needs.query_bias, needs.key_bias
-        arguments = sides.query.rows, sides.keys, self.scale, c.call, wanted
+        arguments = operands.query.rows, operands.keys, self.scale, c.call, wanted
         return backward(c.of_rows, c.backend, *upstream, *arguments)
 
     def _of_further(self, keys: Tensor, grad: Tensor, negatives: Tensor) -> Gradients:
-        c, query, needs = self.c, self.sides.query.rows, self.needs
+        c, query, needs = self.c, self.operands.query.rows, self.needs
         grad, negatives = grad.reshape(-1), negatives.reshape(-1)
         if self.frozen is None:
             by_query = self.by_query or not needs.negative_keys  # of one the scale's is made
@@ -241,7 +241,7 @@ class Step:
         return Gradients(sums * self.scale, empty, grad_scale, share, empty)
 
     def _add_positives(self, grad_query: Tensor, grad_key: Tensor, weight: Tensor) -> None:
-        first, second = self.sides.positives
+        first, second = self.operands.positives
         grad_first, grad_second = halves(grad_query) if self.views else (grad_query, grad_key)
         if grad_first.numel():
             grad_first.addcmul_(second, weight)
@@ -255,7 +255,7 @@ def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> t
     *call, statistic, epilogue, normalize, reduction, wanted = arguments
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
-    step = Step(c, Sides.of(first, second, negative_keys, c), scale, needs)
+    step = Step(c, Operands.of(first, second, negative_keys, c), scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
     if any(needs):
@@ -273,5 +273,5 @@ def contrast_backward(
     """The gradients for ``grad`` of each row's loss."""
     *call, statistic, epilogue, normalize, wanted = arguments
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
-    step = Step(c, Sides.of(first, second, negative_keys, c), scale, Needs(*wanted))
+    step = Step(c, Operands.of(first, second, negative_keys, c), scale, Needs(*wanted))
     return step.gradients(grad, statistics)

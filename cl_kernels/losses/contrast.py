@@ -20,7 +20,7 @@ from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.table import STATISTICS
 
 _INPUTS = f"Tensor first, Tensor second, Tensor? negative_keys, Tensor scale, {CALL}"
-_KIND = "str statistic, str epilogue, bool normalize"
+_RECIPE = "str statistic, str epilogue, bool normalize"
 
 
 def _rows(statistic: str, first: Tensor) -> int:
@@ -61,21 +61,21 @@ _GRADIENTS = ", ".join(["Tensor"] * len(composed.Needs._fields))
 
 define_overloads(
     "contrast",
-    f"({_INPUTS}, {_KIND}, str reduction, bool[] needs) -> (Tensor, Tensor, {_GRADIENTS})",
+    f"({_INPUTS}, {_RECIPE}, str reduction, bool[] needs) -> (Tensor, Tensor, {_GRADIENTS})",
     _contrast_fake,
     composed.contrast,
     composed=True,
 )
 define_overloads(
     "contrast_backward",
-    f"(Tensor grad, Tensor statistics, {_INPUTS}, {_KIND}, bool[] needs) -> ({_GRADIENTS})",
+    f"(Tensor grad, Tensor statistics, {_INPUTS}, {_RECIPE}, bool[] needs) -> ({_GRADIENTS})",
     _contrast_backward_fake,
     composed.contrast_backward,
     composed=True,
 )
 
 
-class Kind(NamedTuple):
+class Recipe(NamedTuple):
     """Which loss of this shape: see ``composed.Composition``."""
 
     statistic: str
@@ -84,7 +84,7 @@ class Kind(NamedTuple):
 
 
 def contrast(
-    kind: Kind,
+    recipe: Recipe,
     first: Tensor,
     second: Tensor,
     scale: float | Tensor,
@@ -100,7 +100,7 @@ def contrast(
     """The reduced losses, or those of all rows for ``reduction="none"``.
 
     Args:
-        kind: Which loss.
+        recipe: Which loss.
         first, second: Two views [B, D], or queries and keys: the positives are their rows.
         scale: Inverse temperature.
         excluded: Ids of queries and keys alike; pairs of equal ids are no negatives.
@@ -112,14 +112,14 @@ def contrast(
         vectors: Other options of ``Pairs``; biases are added to the positives' logits too.
     """
     M, N = first.shape[0], second.shape[0]
-    if STATISTICS[kind.statistic].of_one:
+    if STATISTICS[recipe.statistic].of_one:
         M = N = M + N
     call = as_call(first, (M, N), where, None, logit_bound, (excluded, excluded), vectors)
-    request = request_of(kind.statistic, first, call)
+    request = request_of(recipe.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
         return _explained(request, name, backend, first, (M, N), negative_keys, reduction)
-    return _contrast(kind, reduction, name, call, scale, first, second, negative_keys)
+    return _contrast(recipe, reduction, name, call, scale, first, second, negative_keys)
 
 
 def _explained(request, name, backend, first, shape, negative_keys, reduction) -> Tensor:
@@ -133,7 +133,7 @@ def _explained(request, name, backend, first, shape, negative_keys, reduction) -
 
 @in_graph
 def _contrast(
-    kind: Kind,
+    recipe: Recipe,
     reduction: str,
     backend: str,
     call: Call,
@@ -151,16 +151,16 @@ def _contrast(
     if not (torch.is_grad_enabled() and any(needs)):
         compute = overload("contrast", backend)
         needs = composed.NO_NEEDS
-        return compute(*inputs[:4], *call.arguments, *kind, reduction, needs)[0]
+        return compute(*inputs[:4], *call.arguments, *recipe, reduction, needs)[0]
     if reduction == "none":
-        return differentiable(_RowLosses, *inputs, kind, backend, call)
-    return differentiable(_Total, *inputs, kind, backend, call, reduction, needs)
+        return differentiable(_RowLosses, *inputs, recipe, backend, call)
+    return differentiable(_Total, *inputs, recipe, backend, call, reduction, needs)
 
 
-def _of_inputs(ctx: Any, kind: Kind, gradients) -> tuple[Tensor | None, ...]:
+def _of_inputs(ctx: Any, recipe: Recipe, gradients) -> tuple[Tensor | None, ...]:
     """The gradients as autograd takes them."""
     grad_first, grad_second, grad_further, *rest = gradients
-    if STATISTICS[kind.statistic].of_one:
+    if STATISTICS[recipe.statistic].of_one:
         grad_first, grad_second = composed.halves(grad_first)
     grads = *(g.to(ctx.dtype) for g in (grad_first, grad_second, grad_further)), *rest
     return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
@@ -169,15 +169,15 @@ def _of_inputs(ctx: Any, kind: Kind, gradients) -> tuple[Tensor | None, ...]:
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, kind, backend, call
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, recipe, backend, call
     ):
         call = call.with_biases(query_bias, key_bias)
         inputs = first, second, negative_keys, scale
         compute = overload("contrast", backend)
-        arguments = *call.arguments, *kind, "none", composed.NO_NEEDS
+        arguments = *call.arguments, *recipe, "none", composed.NO_NEEDS
         losses, statistics, *_ = compute(*inputs, *arguments)
         call.save(ctx, statistics, *inputs)
-        ctx.kind, ctx.backend, ctx.dtype = kind, backend, first.dtype
+        ctx.recipe, ctx.backend, ctx.dtype = recipe, backend, first.dtype
         return losses
 
     @staticmethod
@@ -187,8 +187,8 @@ class _RowLosses(torch.autograd.Function):
         ctx.needs = ctx.needs_input_grad[:6]
         compute = overload("contrast_backward", ctx.backend)
         grad = grads[0].contiguous()
-        gradients = compute(grad, *saved, *call.arguments, *ctx.kind, ctx.needs)
-        return *_of_inputs(ctx, ctx.kind, gradients), *(None,) * 3
+        gradients = compute(grad, *saved, *call.arguments, *ctx.recipe, ctx.needs)
+        return *_of_inputs(ctx, ctx.recipe, gradients), *(None,) * 3
 
 
 class _Total(torch.autograd.Function):
@@ -198,18 +198,18 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias,
-        kind, backend, call, reduction, needs,
+        recipe, backend, call, reduction, needs,
     ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
         inputs = first, second, negative_keys, scale
         compute = overload("contrast", backend)
-        loss, _, *gradients = compute(*inputs, *call.arguments, *kind, reduction, needs)
+        loss, _, *gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)
         ctx.save_for_backward(*gradients)
-        ctx.kind, ctx.needs, ctx.dtype = kind, needs, first.dtype
+        ctx.recipe, ctx.needs, ctx.dtype = recipe, needs, first.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         (grad,) = grads
-        return *_of_inputs(ctx, ctx.kind, [grad * g for g in ctx.saved_tensors]), *(None,) * 5
+        return *_of_inputs(ctx, ctx.recipe, [grad * g for g in ctx.saved_tensors]), *(None,) * 5

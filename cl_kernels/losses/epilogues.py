@@ -35,16 +35,33 @@ def contrast(negatives: Tensor, positive: Tensor) -> Tensor:
     Returns:
         Same shape. A query without negatives (-inf) has loss 0 and gradient 0.
 
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+
     Example::
 
         different = PairFilter(ids, ids, "different")
         negatives = row_logsumexp(query, key, 20.0, where=different)
         loss = contrast(negatives, pair_logits(query, key, 20.0)).mean()
     """
+    for name, x in (("negatives", negatives), ("positive", positive)):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: expected a floating-point tensor, got {what}")
+    if positive.shape != negatives.shape:
+        raise ValueError(
+            f"positive: expected the shape of negatives, {list(negatives.shape)}, "
+            f"got {list(positive.shape)}"
+        )
+    return softplus(negatives, positive)
+
+
+def softplus(negatives: Tensor, positive: Tensor) -> Tensor:
+    """``log(1 + exp(negatives - positive))``."""
     return F.softplus(negatives - positive, threshold=40)
 
 
-def _contrast_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
+def _softplus_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
     pull = (negatives - positive).sigmoid()
     return pull, -pull
 
@@ -69,7 +86,7 @@ def _sigmoid_pulls(negatives: Tensor, positive: Tensor) -> Pulls:
 
 
 EPILOGUES = {
-    "softplus": Epilogue(contrast, _contrast_pulls),
+    "softplus": Epilogue(softplus, _softplus_pulls),
     "difference": Epilogue(difference, _difference_pulls),
     "sigmoid": Epilogue(sigmoid, _sigmoid_pulls),
 }

@@ -19,7 +19,7 @@ from cl_kernels.losses.common import (
     logit_bound,
     total,
 )
-from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.hardest import (
     Negatives,
     check_hardest,
@@ -107,7 +107,7 @@ def info_nce(
     rows_of_keys = target is None and (negative_keys is None or shared)
     if in_batch_negatives and rows_of_keys and hardest is None and _trained(positive_key):
         return contrast(
-            Kind("row_logsumexp", "softplus", normalize),
+            Recipe("row_logsumexp", "softplus", normalize),
             query,
             positive_key,
             scale,
@@ -127,27 +127,39 @@ def info_nce(
         sets.append(Negatives(keys, (not_the_positive, *filters)))
         filters = ()
     if negative_keys is not None:
-        rows = negative_keys.flatten(0, -2)
-        if counted is not None:  # what padding holds is of no concern
-            rows = rows.masked_fill(~counted.view(-1, 1), 0)
-        further = float_rows(rows, normalize=normalize)
-        sets.append(Negatives(further.view(negative_keys.shape), filters, counted))
-
+        sets.append(_further(negative_keys, counted, filters, normalize))
     statistic = {"compute_dtype": default_compute_dtype(query), "backend": backend}
-    if not sets:
-        negatives = queries.new_full(queries.shape[:1], -torch.inf)
-    elif hardest is not None:
+    if hardest is not None and sets:
         negatives = hardest_logsumexp(queries, sets, scale, hardest, **statistic)
     else:
-        lses = (_logsumexp(queries, some, scale, logit_bound=bound, **statistic) for some in sets)
-        negatives = reduce(torch.logaddexp, lses)
+        negatives = _union(queries, sets, scale, logit_bound=bound, **statistic)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
-    return total(epilogues.contrast(negatives, positive), reduction)
+    return total(epilogues.softplus(negatives, positive), reduction)
 
 
 def _trained(key: Tensor) -> bool:
     """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
     return key.requires_grad or not torch.is_grad_enabled()
+
+
+def _further(
+    negative_keys: Tensor,
+    counted: Tensor | None,
+    filters: tuple[PairFilter, ...],
+    normalize: bool,
+) -> Negatives:
+    rows = negative_keys.flatten(0, -2)
+    if counted is not None:  # what padding holds is of no concern
+        rows = rows.masked_fill(~counted.view(-1, 1), 0)
+    further = float_rows(rows, normalize=normalize)
+    return Negatives(further.view(negative_keys.shape), filters, counted)
+
+
+def _union(queries: Tensor, sets: list[Negatives], scale, **statistic) -> Tensor:
+    """Log-sum-exps over all sets, -inf over none."""
+    if not sets:
+        return queries.new_full(queries.shape[:1], -torch.inf)
+    return reduce(torch.logaddexp, (_logsumexp(queries, x, scale, **statistic) for x in sets))
 
 
 def _logsumexp(queries: Tensor, negatives: Negatives, scale, **statistic) -> Tensor:

@@ -13,7 +13,7 @@ from cl_kernels.losses.common import (
     inverse,
     logit_bound,
 )
-from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.pairs import Where, as_filters
 
 
@@ -64,7 +64,7 @@ def nt_xent(
     image = torch.arange(batch, device=view_0.device)
     image = torch.cat((image, image))  # repeat() takes three times as long
     return contrast(
-        Kind("self_logsumexp", "softplus", normalize),
+        Recipe("self_logsumexp", "softplus", normalize),
         view_0,
         view_1,
         scale,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cl_kernels.checks import as_bias, as_scalar
 from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
-from cl_kernels.losses.contrast import Kind, contrast
+from cl_kernels.losses.contrast import Recipe, contrast
 
 
 def siglip(
@@ -52,7 +52,7 @@ def siglip(
     bias = as_bias("logit_bias", logit_bias, image_features, rows, "images")
     bound = None if bias is not None else logit_bound(normalize, scale=logit_scale)
     return contrast(
-        Kind("row_softplus_sum", "sigmoid", normalize),
+        Recipe("row_softplus_sum", "sigmoid", normalize),
         image_features,
         text_features,
         scale,

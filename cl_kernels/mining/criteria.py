@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_kernels._kinds import check_integer, check_number
+from cl_kernels._numbers import check_integer, check_number
 from cl_kernels._precision import widest
 from cl_kernels.csr import CSR
 from cl_kernels.search import TopK

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from cl_kernels._kinds import check_integer
+from cl_kernels._numbers import check_integer
 from cl_kernels.checks import check_embeddings, check_filters, check_matches
 from cl_kernels.csr import Lists, as_csr
 from cl_kernels.mining.criteria import Criteria
@@ -101,15 +101,7 @@ def mine_hard_negatives(
         num_negatives, range_min, range_max, max_score, min_score, absolute_margin,
         relative_margin, margin_against, sampling, sampling_temperature,
     )  # fmt: skip
-    queries: Tensor = as_tensor(query, "query")
-    documents: Tensor = as_tensor(corpus, "corpus")
-    check_embeddings("query", queries)
-    check_embeddings("corpus", documents)
-    queries = queries.to(documents.dtype)
-    on_host = documents.device.type == "cpu"  # streamed if the queries are elsewhere
-    check_matches(
-        "corpus", documents[:0].to(queries.device) if on_host else documents, "query", queries
-    )
+    queries, documents = _as_embeddings(query, corpus)
     filters = check_filters(where, (len(queries), len(documents)), queries.device)
     if candidates is not None:
         check_integer("candidates", candidates, least=1)
@@ -149,3 +141,18 @@ def mine_hard_negatives(
         criteria=criteria,
         num_documents=len(documents),
     )
+
+
+def _as_embeddings(
+    query: Tensor | numpy.ndarray, corpus: Tensor | numpy.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Queries in the dtype of the documents, checked to be alike."""
+    queries: Tensor = as_tensor(query, "query")
+    documents: Tensor = as_tensor(corpus, "corpus")
+    check_embeddings("query", queries)
+    check_embeddings("corpus", documents)
+    queries = queries.to(documents.dtype)
+    on_host = documents.device.type == "cpu"  # streamed if the queries are elsewhere
+    like = documents[:0].to(queries.device) if on_host else documents
+    check_matches("corpus", like, "query", queries)
+    return queries, documents

@@ -132,25 +132,8 @@ class MinedNegatives:
         candidates = self._candidates()
         rule = replace(self.criteria, **criteria)
         filled = candidates.indices >= 0
-        like = candidates.values
-        scores = torch.as_tensor(scores, dtype=like.dtype, device=like.device)
-        if scores.shape == (int(filled.sum()),):
-            scores = torch.full_like(like, -torch.inf).masked_scatter_(filled, scores)
-        elif scores.shape != like.shape:
-            raise ValueError(
-                f"scores: expected one for each of the {int(filled.sum())} candidates or shape "
-                f"{list(like.shape)}, got {list(scores.shape)}"
-            )
-        if positive_scores is None:
-            if rule.has_margin:
-                raise ValueError("positive_scores: expected scores to keep a margin from, got None")
-            positive_scores = like.new_full(self.positives.keys.shape, torch.nan)
-        positive_scores = torch.as_tensor(positive_scores, dtype=like.dtype, device=like.device)
-        if positive_scores.shape != self.positives.keys.shape:
-            raise ValueError(
-                f"positive_scores: expected one for each of the {len(self.positives.keys)} "
-                f"positives, got shape {list(positive_scores.shape)}"
-            )
+        scores = _of_candidates(scores, candidates.values, filled)
+        positive_scores = self._of_positives(positive_scores, scores, rule)
         ceilings = rule.ceilings(self.positives, positive_scores)
         survived = filled & scores.isfinite()
         for ceiling in ceilings.values():
@@ -178,10 +161,38 @@ class MinedNegatives:
             criteria=rule,
         )
 
+    def _of_positives(self, scores: Any, like: Tensor, rule: Criteria) -> Tensor:
+        """The scores of ``positive_pairs()``, checked; NaN where no margin needs them."""
+        shape = self.positives.keys.shape
+        if scores is None:
+            if rule.has_margin:
+                raise ValueError("positive_scores: expected scores to keep a margin from, got None")
+            return like.new_full(shape, torch.nan)
+        scores = torch.as_tensor(scores, dtype=like.dtype, device=like.device)
+        if scores.shape != shape:
+            raise ValueError(
+                f"positive_scores: expected one for each of the {len(self.positives.keys)} "
+                f"positives, got shape {list(scores.shape)}"
+            )
+        return scores
+
     def _candidates(self) -> TopK:
         if self.candidates is None:
             raise ValueError("candidates: expected some to rescore; mine with candidates=")
         return self.candidates
+
+
+def _of_candidates(scores: Any, like: Tensor, filled: Tensor) -> Tensor:
+    """The scores of ``candidate_pairs()`` by query and rank, [M, candidates]."""
+    scores = torch.as_tensor(scores, dtype=like.dtype, device=like.device)
+    if scores.shape == (int(filled.sum()),):
+        return torch.full_like(like, -torch.inf).masked_scatter_(filled, scores)
+    if scores.shape != like.shape:
+        raise ValueError(
+            f"scores: expected one for each of the {int(filled.sum())} candidates or shape "
+            f"{list(like.shape)}, got {list(scores.shape)}"
+        )
+    return scores
 
 
 def _ranked(found: TopK, survived: Tensor, places: int) -> TopK:

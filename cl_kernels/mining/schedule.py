@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cl_kernels._kinds import check_integer, check_number
+from cl_kernels._numbers import check_integer, check_number
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._precision import accumulator
+from cl_kernels._transforms import refuse_transforms
 from cl_kernels.checks import as_bound, check_embeddings, check_matches
 
 Guide = tuple[Tensor, Tensor, float | Tensor]
@@ -19,7 +20,7 @@ def as_guide(guide: Guide | None, like: Tensor, shape: tuple[int, int]) -> dict[
     """
     if guide is None:
         return {}
-    if not isinstance(guide, tuple) or len(guide) != 3:
+    if not isinstance(guide, tuple) or len(guide) != 3 or guide[2] is None:
         raise TypeError("guide: expected (query embeddings, key embeddings, ceiling)")
     *embeddings, ceiling = guide
     for name, x, rows in zip(("query", "key"), embeddings, shape, strict=True):
@@ -33,6 +34,7 @@ def as_guide(guide: Guide | None, like: Tensor, shape: tuple[int, int]) -> dict[
             raise ValueError(
                 f"guide: expected the device of the embeddings, {like.device}, got {x.device}"
             )
+        refuse_transforms(f"guide: {name}", x.detach())  # tangents end here, as gradients do
     query, key = embeddings
     check_matches("guide: key", key, "guide: query", query)
     dtype: torch.dtype = accumulator(like)

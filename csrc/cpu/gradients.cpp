@@ -26,11 +26,12 @@ double scale_gradient(const Embeddings<T>& rows, T* grad, T scale) {
 namespace {
 
 // What a tile adds to the gradients of biases: sums over its rows and columns, of the weights of
-// pairs (i, j) and, for a Gram matrix, of pairs (j, i).
+// pairs (i, j) and, off a Gram matrix's diagonal, of pairs (j, i). Only there are rows keys too.
 template <class T>
 struct BiasSums {
   T query_rows[kMostRows] = {}, key_cols[kMostRows] = {};
   T key_rows[kMostRows] = {}, query_cols[kMostRows] = {};
+  bool mirrored = false;
 
   void add_pairs(const Tile<T>& tile) {
     tile_kernels<T>().add_row_sums(tile.logits, tile.m, tile.n, query_rows);
@@ -38,19 +39,20 @@ struct BiasSums {
   }
 
   void add_mirrored(const Tile<T>& tile) {
+    mirrored = true;
     tile_kernels<T>().add_row_sums(tile.mirrored, tile.m, tile.n, key_rows);
     tile_kernels<T>().add_col_sums(tile.mirrored, tile.m, tile.n, query_cols);
   }
 
   void to_rows(const Tile<T>& tile, const Gradients<T>& grad) const {
     add(grad.query_bias, tile.i0, query_rows, tile.m);
-    add(grad.key_bias, tile.i0, key_rows, tile.m);
+    if (mirrored) add(grad.key_bias, tile.i0, key_rows, tile.m);
     if (tile.diagonal) add(grad.key_bias, tile.j0, key_cols, tile.n);
   }
 
   void to_cols(const Tile<T>& tile, const Gradients<T>& grad) const {
     add(grad.key_bias, tile.j0, key_cols, tile.n);
-    add(grad.query_bias, tile.j0, query_cols, tile.n);
+    if (mirrored) add(grad.query_bias, tile.j0, query_cols, tile.n);
   }
 
  private:

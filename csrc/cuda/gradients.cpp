@@ -16,7 +16,7 @@ void gradients(const Loop<T>& slabs, Upstream<T> row, Upstream<T> col, const Gra
 
   const Tensor partial =
       torch::stable::new_empty(slabs.query().tensor(), {kPartialSums}, ScalarType::Double);
-  const auto finish = [&](const Rows<T>& rows, T* of_rows) {
+  const auto finish = [&](const Embeddings<T>& rows, T* of_rows) {
     scale_and_dot(rows.first(), of_rows, rows.rows() * rows.width(), problem.scale,
                   slabs.is_self() ? 0.5 : 1., mutable_data<double>(partial), grad.scale);
   };

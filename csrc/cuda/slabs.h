@@ -60,10 +60,10 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, double
 
 // Embeddings in T, rounded to the compute dtype: in place if they already are.
 template <class T>
-class Rows {
+class Embeddings {
  public:
   // With isolate, rows that are not finite read as zero and are flagged.
-  Rows(const Tensor& x, ScalarType compute_dtype, bool isolate) : tensor_(x) {
+  Embeddings(const Tensor& x, ScalarType compute_dtype, bool isolate) : tensor_(x) {
     const bool rounds = compute_dtype != ScalarType::Double && compute_dtype != accumulator(x);
     if (!isolate && !rounds && x.scalar_type() == accumulator(x)) return;
     if (isolate) flags_ = torch::stable::new_empty(x, {rows()}, ScalarType::Bool);
@@ -108,8 +108,8 @@ class Slabs {
                 kept_pairs<T>(logits.call.pairs)};
   }
 
-  const Rows<T>& query() const { return query_; }
-  const Rows<T>& key() const { return key_ ? *key_ : query_; }
+  const Embeddings<T>& query() const { return query_; }
+  const Embeddings<T>& key() const { return key_ ? *key_ : query_; }
   bool is_self() const { return !key_; }
   const Problem<T>& problem() const { return problem_; }
   const std::vector<Range>& row_ranges() const { return row_ranges_; }
@@ -145,8 +145,8 @@ class Slabs {
     return borrow(buffer_, slab.dots, {slab.m, slab.n}, {slab.n, 1});
   }
 
-  Rows<T> query_;
-  std::optional<Rows<T>> key_;  // absent for a Gram matrix
+  Embeddings<T> query_;
+  std::optional<Embeddings<T>> key_;  // absent for a Gram matrix
   std::vector<Range> row_ranges_, key_ranges_;
   Tensor buffer_;
   Problem<T> problem_;

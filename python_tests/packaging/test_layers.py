@@ -23,7 +23,7 @@ LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"_transforms"},
     {"_interrupts", "_scopes", "_tracing", "_version"},
     {"backends"},
-    {"_kinds", "_libraries", "_precision"},
+    {"_numbers", "_libraries", "_precision"},
 ]
 SHARED = {("backends", "gpu"), ("backends", "packed")}  # what backends may import of one another
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

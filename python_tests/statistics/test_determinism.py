@@ -116,3 +116,20 @@ def test_four_threads_are_right_too(primitive):
         where = filters("not me, same", M, N)
         query, key = embeddings(M, N, 24, peaked=True)
         check_primitive(primitive, query, key, 20.0, where=where, backend="native")
+
+
+@pytest.mark.parametrize("fold", ["logsumexp", "softplus_sum"])
+@pytest.mark.parametrize("sides", ["row", "row_col", "self"])
+def test_gradients_of_biases(sides, fold):
+    """Rows and columns each own one of them: tiles so small that threads always meet."""
+    query, key = embeddings(1024, 1024, 1)
+
+    def compute():
+        biases = [torch.zeros(1024, requires_grad=True) for _ in range(2)]
+        options = {"query_bias": biases[0], "key_bias": biases[1], "backend": "native"}
+        inputs = (key,) if sides == "self" else (query, key)
+        values = getattr(cl_kernels, f"{sides}_{fold}")(*inputs, 1.0, **options)
+        values = values if isinstance(values, tuple) else (values,)
+        return torch.autograd.grad(values, biases, [torch.ones_like(v) for v in values])
+
+    same_bits(compute, repeats=100)

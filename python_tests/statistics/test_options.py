@@ -172,6 +172,9 @@ BAD = {
     "infinite bias": ({"key_bias": torch.inf}, ValueError, "key_bias: expected finite numbers"),
     "bias, a word": ({"query_bias": "1"}, TypeError, "query_bias: expected a number or a tensor"),
     "guide, no triple": ({"guide": (1, 2)}, TypeError, "guide: expected"),
+    "guide, no ceiling": (
+        {"guide": (torch.ones(4, 2), torch.ones(5, 2), None)}, TypeError, "guide: .*ceiling",
+    ),
     "guide, rows": (
         {"guide": (torch.ones(4, 2), torch.ones(4, 2), 0.5)}, ValueError, "guide: .*5 keys, got 4",
     ),
