@@ -60,13 +60,15 @@ def test_the_first_that_fits(monkeypatch):
     monkeypatch.setattr(launch, "_fitting", {})
     case = 90, "row_forward", "half", 128
     first = configs.configured(*case)
-    case = torch.device("cuda:0"), *case
+    case = torch.device("cuda:0"), *case, False
     assert launch.first_that_fits(*case, refusals(10**9)) == first
     smaller = launch.first_that_fits(*case, refusals(64 * 64))
     assert smaller.BLOCK_M * smaller.BLOCK_N <= 64 * 64
     assert launch.first_that_fits(*case, refusals(10**9)) == smaller  # nothing is tried again
     other = torch.device("cuda:1"), *case[1:]
     assert launch.first_that_fits(*other, refusals(10**9)) == first
+    narrow = launch.first_that_fits(*other[:-1], True, refusals(10**9))
+    assert narrow.BLOCK_M * narrow.BLOCK_N == first.BLOCK_M * first.BLOCK_N / 2
     with pytest.raises(RuntimeError, match=r"no row_forward configuration fits sm_90 .*of 10 shar"):
         launch.first_that_fits(*case, refusals(10))
 

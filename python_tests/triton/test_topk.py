@@ -124,7 +124,7 @@ def plan_tightly(monkeypatch, spare=0):
 
     def plan(M, N, k, tile, processors):
         tiles = -(-N // tile[1])
-        return rounds.Plan(M, 1, tile[1] + k + spare, 1, (1, 3, tiles), True)
+        return rounds.ScanPlan(M, 1, tile[1] + k + spare, 1, (1, 3, tiles), True)
 
     monkeypatch.setattr(rounds, "plan", plan)
     monkeypatch.setattr(rounds, "stride", lambda tiles: 1)
@@ -150,7 +150,7 @@ def test_a_plan_that_overruns_its_buffers_is_refused(monkeypatch):
         ValueError, match=r"capacity: expected at least \d+ places .* and k = 3, got"
     ):
         kernels.topk(integers(20, 4), integers(N, 4), 3, *options(20, N, False))
-    fits = rounds.Plan(20, 2, 32, 1, (4, 20), False)  # two tiles, then eight, of each part
+    fits = rounds.ScanPlan(20, 2, 32, 1, (4, 20), False)  # two tiles, then eight, of each part
     with pytest.raises(ValueError, match="expected at least 128 places"):
         fits.check(3, 16)
     fits._replace(capacity=128).check(3, 16)

@@ -21,7 +21,7 @@ SPARE = 32  # places beyond k and a tile, so that buffers of few survivors rarel
 UNIT = 8  # what capacities are multiples of
 
 
-class Plan(NamedTuple):
+class ScanPlan(NamedTuple):
     rows: int  # queries of a wave
     parts: int  # of a round, each a program for every block of queries
     capacity: int  # places in a part's buffer
@@ -58,7 +58,7 @@ def stride(tiles: int) -> int:
     return step
 
 
-def plan(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> Plan:
+def plan(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> ScanPlan:
     """For tiles of so many queries and keys."""
     bounded = k <= SCAN_K and N > FEW_KEYS
     return (_bounded if bounded else _stored)(M, N, k, tile, processors)
@@ -74,7 +74,7 @@ def _wave(M: int, places: int, k: int, block: int) -> int:
     return ceil_div(ceil_div(M, waves), block) * block
 
 
-def _bounded(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> Plan:
+def _bounded(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> ScanPlan:
     block_m, block_n = tile
     tiles = ceil_div(N, block_n)
     capacity = ceil_div(block_n + k + SPARE, UNIT) * UNIT
@@ -86,10 +86,10 @@ def _bounded(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> 
     growth = 1 + parts * (capacity - block_n) / (2 * k)
     rounds = math.ceil(math.log(tiles / first, growth))
     ends = (round(first * (tiles / first) ** (i / rounds)) for i in range(1, rounds + 1))
-    return Plan(rows, parts, capacity, 1, (first, *ends), True)
+    return ScanPlan(rows, parts, capacity, 1, (first, *ends), True)
 
 
-def _stored(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> Plan:
+def _stored(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> ScanPlan:
     block_m, block_n = tile
     tiles = ceil_div(N, block_n)
     programs = ceil_div(M, block_m) * tiles
@@ -99,8 +99,8 @@ def _stored(M: int, N: int, k: int, tile: tuple[int, int], processors: int) -> P
     rows = _wave(M, min(parts * capacity, STORED_KEYS + 3 * k), k, block_m)
     places = (WORKSPACE // rows - 12 * k) // 8
     if parts * capacity <= places:
-        return Plan(rows, parts, capacity, 0, (tiles,), False)
+        return ScanPlan(rows, parts, capacity, 0, (tiles,), False)
     carried = ceil_div(k, capacity)
     parts = max(1, places // capacity - carried)
     ends = (*range(parts * visits, tiles, parts * visits), tiles)
-    return Plan(rows, parts, capacity, carried, ends, False)
+    return ScanPlan(rows, parts, capacity, carried, ends, False)

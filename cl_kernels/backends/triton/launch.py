@@ -31,12 +31,14 @@ _fitting: dict[tuple, int] = {}
 
 
 def first_that_fits(
-    device: torch.device, arch: int, family: str, kind: str, width: int,
+    device: torch.device, arch: int, family: str, kind: str, width: int, narrow: bool,
     run: Callable[[Config], Any],
 ):  # fmt: skip
     """``run`` with the table's configuration, or with the first after it that fits the device."""
     candidates = configs.candidates(arch, family, kind, width)
-    case = device, family, kind, width  # devices of one architecture differ in shared memory
+    if narrow:
+        candidates = [configs.narrowed(arch, kind, config) for config in candidates]
+    case = device, family, kind, width, narrow  # devices of one architecture differ in memory
     failures = []
     for i in range(_fitting.get(case, 0), len(candidates)):
         try:

@@ -120,13 +120,8 @@ class Problem:
         masked = ragged or not (self.keeps_all and self.plain)
         family = configs.family_for(self.arch, family, self.kind, masked)
         width = min(self.width, configs.WIDE)
-
-        def run_as_options_let(config: Config) -> Any:
-            if self.narrows and not self.plain:
-                config = configs.narrowed(self.arch, self.kind, config)
-            return run(config)
-
-        return first_that_fits(self.device, self.arch, family, self.kind, width, run_as_options_let)
+        narrow = self.narrows and not self.plain
+        return first_that_fits(self.device, self.arch, family, self.kind, width, narrow, run)
 
     def spans(self, blocks: int, config: Config, per_processor: int, N: int | None = None):
         """Into how many spans of how many keys so many programs a processor visit them."""

@@ -54,7 +54,7 @@ class Search(Problem):
 class Wave:
     """The search of some queries."""
 
-    def __init__(self, search: Search, plan: rounds.Plan, config: Config, rows: slice, buffers):
+    def __init__(self, search: Search, plan: rounds.ScanPlan, config: Config, rows: slice, buffers):
         self.search, self.plan, self.config, self.rows = search, plan, config, rows
         self.M = rows.stop - rows.start
         self.tiles = triton.cdiv(search.N, config.BLOCK_N)

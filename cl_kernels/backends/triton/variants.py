@@ -11,7 +11,7 @@ import triton.language as tl
 from . import configs
 from .backward import row_col_bwd_kernel
 from .configs import Config
-from .folds import BOUNDED_LOGSUMEXP, HINGE_SUM, LOGSUMEXP, SOFTPLUS_SUM, Fold
+from .folds import BOUNDED_LOGSUMEXP, FOLDS, LOGSUMEXP, SOFTPLUS_SUM, Fold
 from .forward import row_col_fwd_kernel
 from .gram import self_bwd_kernel, self_fwd_kernel
 from .pairs import KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
@@ -64,9 +64,12 @@ SHIFTED = Use("even, fixed shift", fold=BOUNDED_LOGSUMEXP)
 PLAIN = Use("even")
 RAGGED = Use("ragged", even=False)
 FILTERED = Use("ragged, two filters", even=False, keeps=(KEEP_SAME, KEEP_DIFFERENT))
-SOFTPLUS = FILTERED._replace(name="ragged, two filters, softplus_sum", fold=SOFTPLUS_SUM)
-HINGE = FILTERED._replace(name="ragged, two filters, hinge_sum", fold=HINGE_SUM)
-OPTIONS = Use(
+SUMS = tuple(
+    FILTERED._replace(name=f"{FILTERED.name}, {name}", fold=fold)
+    for name, (fold, _) in FOLDS.items()
+    if fold is not LOGSUMEXP
+)
+OPTIONED = Use(
     "ragged, a filter, every option", even=False, keeps=(KEEP_DIFFERENT,), fold=SOFTPLUS_SUM,
     bounds=True, biases=True, guide=True,
 )  # fmt: skip
@@ -198,13 +201,13 @@ def variants(arch: int) -> Iterator[Variant]:
             yield from topk_variants(kind, width, config)
             continue
         plain = (SHIFTED, PLAIN) if base == family else ()
-        masked = () if base == family and special else (RAGGED, SOFTPLUS, HINGE, FILTERED)
+        masked = () if base == family and special else (RAGGED, *SUMS, FILTERED)
         for kernel in KERNELS[base]:
             for use in (*plain, *masked):
                 if is_called(base, use):
                     yield variant(kernel, base, kind, width, config, use)
             if masked:
-                use = OPTIONS._replace(guide=takes_guides(kernel))
+                use = OPTIONED._replace(guide=takes_guides(kernel))
                 yield variant(kernel, base, kind, width, configs.narrowed(arch, kind, config), use)
 
 
