@@ -108,8 +108,9 @@ def compile_variant(variant: Variant, arch: int) -> Compiled:
     ((_, resources, code),) = read_cubin(made.asm["cubin"])
     result = examine(arch, variant.label, resources, made.metadata.shared, code)
     result.needs_matrix = variant.tile.PRECISION == "tf32"  # "ieee" products are sums
-    # How often a search appends survivors depends on its data: no prediction.
-    if arch == 90 and result.needs_matrix and variant.family != "topk":
+    # How often a search appends survivors depends on its data, and narrow tiles may be too narrow
+    # for some of sm_90's matrix instructions: no prediction.
+    if arch == 90 and result.needs_matrix and variant.family != "topk" and not variant.narrow:
         looped = variant.family != "weights"
         result.tile = predict(
             code, resources, result.shared, variant.config.num_warps, tile_flop(variant), looped
@@ -127,18 +128,20 @@ def _compile(task: Task) -> Compiled:
 
 def tasks(arch: int, representative: bool = False) -> Iterator[Task]:
     """The configurations of an architecture; ``representative``: of each kernel's, the last use
-    only, which masks and filters most and takes the most registers."""
+    only, which masks and filters most and takes the most registers, and on sm_90 that with every
+    option."""
     variants = _variants(arch)
     for place, variant in enumerate(variants):
         following = variants[place + 1 : place + 2]
-        if not (representative and following and _same_table_line(variant, following[0])):
+        last = not (following and _same_table_line(variant, following[0]))
+        if not representative or (last and (arch == 90 or not variant.narrow)):
             yield Task(arch, place)
 
 
 def _same_table_line(a: Variant, b: Variant) -> bool:
     def line(v: Variant) -> tuple:
         half = v.signature["X"] == "*bf16"
-        return v.kernel.__name__, v.family, v.config, half, v.tile.D, v.tile.PRECISION
+        return v.kernel.__name__, v.family, v.config, v.narrow, half, v.tile.D, v.tile.PRECISION
 
     return line(a) == line(b)
 

@@ -171,8 +171,8 @@ def work(case: str) -> dict[str, Any]:
         with settings(check):
             found = find(check)
     except ValueError as error:
-        if rehearsed() and REFUSED in str(error):  # nothing is asked of the compiler
-            return {"ok": None, "why": str(error)}
+        if rehearsed() and check.backend == "native" and REFUSED in str(error):
+            return {"ok": None, "why": str(error)}  # another library serves it on a GPU
         raise
     if not found:
         return {"ok": None}  # rehearsed

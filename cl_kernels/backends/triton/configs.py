@@ -59,14 +59,14 @@ def configured(arch: int, family: str, kind: str, width: int) -> Config:
     return TABLE[line(arch, family, kind, width)]
 
 
-def narrowed(arch: int, kind: str, config: Config) -> Config:
+def narrowed(kind: str, config: Config) -> Config:
     """For calls with options beside filters, which take registers. Found by compiling."""
     rows, cols = config.BLOCK_M // 2, max(config.BLOCK_N // 2, 16)
     if kind == "ieee":
         return config._replace(BLOCK_M=rows, BLOCK_N=cols, num_warps=4)
     if kind == "tf32":  # the matrix instructions of sm_90 take 64 rows
         return config._replace(BLOCK_M=max(rows, 64), BLOCK_N=cols)
-    if arch == 80 and config.BLOCK_M > config.BLOCK_N:
+    if config.BLOCK_M > config.BLOCK_N:
         return config._replace(BLOCK_M=rows)
     return config._replace(BLOCK_N=cols)
 

@@ -56,7 +56,8 @@ class Use(NamedTuple):
         return not (self.keeps or self.bounds or self.guide)
 
     @property
-    def symmetric(self) -> bool:
+    def plain(self) -> bool:
+        """There are filters at most."""
         return not (self.bounds or self.biases or self.guide)
 
 
@@ -85,6 +86,7 @@ class Variant:
     tile: Tile
     config: Config
     label: str
+    narrow: bool  # tiles, because of options
     arguments: dict[str, Any]  # types, and constexprs as they are
 
     def __post_init__(self) -> None:
@@ -157,7 +159,7 @@ def pair_arguments(family: str, use: Use, operand: str) -> dict[str, Any]:
         "BIAS_X": FLOATS if use.biases else None,
         "BIAS_Y": FLOATS if use.biases and family != "backward" else None,
         "W": operand, "pitch": "i32",
-        "WHOLE": True, "SYMMETRIC": use.symmetric, "UPPER": family == "self_backward",
+        "WHOLE": True, "SYMMETRIC": use.plain, "UPPER": family == "self_backward",
         "FOLD": tl.constexpr(fold),
     }  # fmt: skip
 
@@ -176,7 +178,8 @@ def search_arguments(use: Use) -> dict[str, Any]:
 def variant(
     kernel, family: str, kind: str, width: int, config: Config, use: Use, dtype: str = "bf16"
 ) -> Variant:
-    """One use of a kernel with one configuration."""
+    """One use of a kernel with one configuration of the table."""
+    config = config if use.plain else configs.narrowed(kind, config)
     D = width if width < configs.WIDE else 768
     operand = f"*{dtype}" if kind == "half" else FLOATS
     tile = Tile(
@@ -187,7 +190,7 @@ def variant(
     arguments |= {"X": operand, "Y": operand, "TILE": tl.constexpr(tile)}
     arguments |= search_arguments(use) if family == "topk" else pair_arguments(family, use, operand)
     label = f"{family} {kernel.__name__} {kind} D={D} {tuple(config)} {use.name}"
-    return Variant(kernel, family, tile, config, label, arguments)
+    return Variant(kernel, family, tile, config, label, not use.plain, arguments)
 
 
 def variants(arch: int) -> Iterator[Variant]:
@@ -208,7 +211,7 @@ def variants(arch: int) -> Iterator[Variant]:
                     yield variant(kernel, base, kind, width, config, use)
             if masked:
                 use = OPTIONED._replace(guide=takes_guides(kernel))
-                yield variant(kernel, base, kind, width, configs.narrowed(arch, kind, config), use)
+                yield variant(kernel, base, kind, width, config, use)
 
 
 def is_called(family: str, use: Use) -> bool:
