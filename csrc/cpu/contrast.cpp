@@ -46,8 +46,9 @@ void Contrast<Fold>::make_statistics(T* statistics) {
   const int64_t batch = inputs_.batch(), width = query_.width();
   T* const similarity = statistics + inputs_.directions() * batch;
   T* const col = inputs_.sides == Sides::row_col ? statistics + batch : nullptr;
+  if (needs_.any()) loop_.keep_logits();
   fold_values<Fold>(loop_, statistics, col);
-  if (negative_keys_) negative_keys_->add_to(statistics, needs_.any() && !needs_.negative_keys);
+  if (negative_keys_) negative_keys_->add_to(statistics, needs_.any(), needs_.negative_keys);
   for_each_row(batch, width, [&](int64_t i) {
     similarity[i] = tile_kernels<T>().dot(first_row(i), second_row(i), width);
   });
