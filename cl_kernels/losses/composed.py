@@ -7,6 +7,7 @@ added into the statistic's own buffer. A compiled library may have the same in o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ class Composition(NamedTuple):
             is the positive of query i; a pair's loss is the mean of its directions.
         epilogue: By name.
         normalize: Divide rows by their length first.
+        in_batch: Whether the batch's keys are negatives at all. If not, the statistic is "row", of
+            the further negatives alone, and the call's filters are on these.
     """
 
     backend: str
@@ -39,6 +42,7 @@ class Composition(NamedTuple):
     statistic: str
     epilogue: str
     normalize: bool
+    in_batch: bool
 
     @property
     def of_rows(self) -> Statistic:
@@ -50,7 +54,9 @@ class Composition(NamedTuple):
         return STATISTICS["row_" + self.of_rows.fold.name]
 
     def of_all(self) -> Call:
-        """Of the rows against further negatives: nothing that is said of the keys holds there."""
+        """Of the rows against further negatives: what is said of the batch's keys does not hold."""
+        if not self.in_batch:
+            return self.call
         return self.call._replace(pairs=Pairs(query_bias=self.call.pairs.query_bias))
 
 
@@ -128,13 +134,14 @@ class Step:
         """The negatives' statistic of each direction and the positives' similarity, [S + 1, B]."""
         c, query = self.c, self.sides.query.rows
         first, second = self.sides.positives
-        values = forward(c.of_rows, c.backend, query, self.sides.keys, self.scale, c.call)
-        values = torch.cat(tuple(c.of_rows.differentiable(values)))
-        negatives = values.view(c.of_rows.directions, first.shape[0])  # [directions, B]
+        sets = []
+        if c.in_batch:
+            values = forward(c.of_rows, c.backend, query, self.sides.keys, self.scale, c.call)
+            sets.append(torch.cat(tuple(c.of_rows.differentiable(values))))
         if self.sides.further is not None:
-            further = self._further_statistic(query, self.sides.further.rows)
-            negatives = c.of_rows.fold.union(negatives, further.view_as(negatives))
-        return torch.cat((negatives, (first * second).sum(1)[None]))
+            sets.append(self._further_statistic(query, self.sides.further.rows))
+        negatives = reduce(c.of_rows.fold.union, sets).view(c.of_rows.directions, first.shape[0])
+        return torch.cat((negatives, (first * second).sum(1)[None]))  # [directions + 1, B]
 
     def _further_statistic(self, query: Tensor, keys: Tensor) -> Tensor:
         c = self.c
@@ -220,8 +227,20 @@ class Step:
         c, sides, needs = self.c, self.sides, self.needs
         upstream = self._per_side(grad), self._per_side(negatives)
         wanted = self.by_query, needs.second, needs.query_bias, needs.key_bias
+        if not c.in_batch:
+            return self._no_gradients(wanted)
         arguments = sides.query.rows, sides.keys, self.scale, c.call, wanted
         return backward(c.of_rows, c.backend, *upstream, *arguments)
+
+    def _no_gradients(self, wanted: tuple[bool, ...]) -> Gradients:
+        """Zeros, to which those of others are added."""
+        query, key = self.sides.positives
+        likes = query, key, query[:, 0], key[:, 0]
+        of_query, of_key, *of_biases = (
+            like.new_zeros(like.shape if want else 0)
+            for like, want in zip(likes, wanted, strict=True)
+        )
+        return Gradients(of_query, of_key, query.new_zeros(()), *of_biases)
 
     def _of_further(self, keys: Tensor, grad: Tensor, negatives: Tensor) -> Gradients:
         c, query, needs = self.c, self.sides.query.rows, self.needs
@@ -252,9 +271,9 @@ class Step:
 def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> tuple[Tensor, ...]:
     """The operation, composed: the loss, what ``contrast_backward`` needs of it and, of a total,
     the gradients."""
-    *call, statistic, epilogue, normalize, reduction, wanted = arguments
+    *call, statistic, epilogue, normalize, in_batch, reduction, wanted = arguments
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
-    c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
+    c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
     step = Step(c, Sides.of(first, second, negative_keys, c), scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
@@ -271,7 +290,7 @@ def contrast_backward(
     backend: str, grad, statistics, first, second, negative_keys, scale, *arguments
 ) -> tuple[Tensor, ...]:
     """The gradients for ``grad`` of each row's loss."""
-    *call, statistic, epilogue, normalize, wanted = arguments
-    c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
+    *call, statistic, epilogue, normalize, in_batch, wanted = arguments
+    c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
     step = Step(c, Sides.of(first, second, negative_keys, c), scale, Needs(*wanted))
     return step.gradients(grad, statistics)

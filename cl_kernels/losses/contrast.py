@@ -20,7 +20,7 @@ from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.table import STATISTICS
 
 _INPUTS = f"Tensor first, Tensor second, Tensor? negative_keys, Tensor scale, {CALL}"
-_KIND = "str statistic, str epilogue, bool normalize"
+_KIND = "str statistic, str epilogue, bool normalize, bool in_batch"
 
 
 def _rows(statistic: str, first: Tensor) -> int:
@@ -43,7 +43,7 @@ def _gradients_fake(first, second, negative_keys, statistic: str, wanted):
 
 
 def _contrast_fake(first, second, negative_keys, scale, *arguments):
-    *_, statistic, _, _, reduction, needs = arguments
+    *_, statistic, _, _, _, reduction, needs = arguments
     wanted = composed.NO_NEEDS if reduction == "none" else needs
     return (
         new_like(first, *((_rows(statistic, first),) if reduction == "none" else ())),
@@ -53,7 +53,7 @@ def _contrast_fake(first, second, negative_keys, scale, *arguments):
 
 
 def _contrast_backward_fake(grad, statistics, first, second, negative_keys, scale, *arguments):
-    *_, statistic, _, _, needs = arguments
+    *_, statistic, _, _, _, needs = arguments
     return _gradients_fake(first, second, negative_keys, statistic, needs)
 
 
@@ -81,6 +81,7 @@ class Kind(NamedTuple):
     statistic: str
     epilogue: str
     normalize: bool
+    in_batch: bool = True
 
 
 def contrast(
@@ -88,7 +89,7 @@ def contrast(
     first: Tensor,
     second: Tensor,
     scale: float | Tensor,
-    excluded: Tensor,
+    excluded: tuple[Tensor, Tensor] | None,
     where: tuple[PairFilter, ...] = (),
     negative_keys: Tensor | None = None,
     *,
@@ -103,9 +104,10 @@ def contrast(
         kind: Which loss.
         first, second: Two views [B, D], or queries and keys: the positives are their rows.
         scale: Inverse temperature.
-        excluded: Ids of queries and keys alike; pairs of equal ids are no negatives.
+        excluded: Ids of queries and keys; pairs of equal ids are no negatives.
         where: Further filters on the pairs of queries and keys.
-        negative_keys: More negatives of every query, [K, D].
+        negative_keys: More negatives of every query, [K, D]. Not in batch, they are all there are,
+            and the filters' keys.
         logit_bound: What no logit exceeds, if the host knows it.
         reduction: "mean", "sum" or "none".
         backend: Which backend serves the call.
@@ -114,11 +116,14 @@ def contrast(
     M, N = first.shape[0], second.shape[0]
     if STATISTICS[kind.statistic].of_one:
         M = N = M + N
-    call = as_call(first, (M, N), where, None, logit_bound, (excluded, excluded), vectors)
+    if not kind.in_batch and negative_keys is not None:
+        N = negative_keys.shape[0]
+    call = as_call(first, (M, N), where, None, logit_bound, excluded, vectors)
     request = request_of(kind.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
-        return _explained(request, name, backend, first, (M, N), negative_keys, reduction)
+        further = negative_keys if kind.in_batch else None
+        return _explained(request, name, backend, first, (M, N), further, reduction)
     return _contrast(kind, reduction, name, call, scale, first, second, negative_keys)
 
 
@@ -157,12 +162,17 @@ def _contrast(
     return differentiable(_Total, *inputs, kind, backend, call, reduction, needs)
 
 
-def _of_inputs(ctx: Any, kind: Kind, gradients) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd takes them."""
+def _of_inputs(ctx: Any, kind: Kind, gradients, factor=None) -> tuple[Tensor | None, ...]:
+    """The gradients, times a factor, as autograd takes them."""
+    if factor is not None:
+        gradients = [factor * g if g.numel() else g for g in gradients]
     grad_first, grad_second, grad_further, *rest = gradients
     if STATISTICS[kind.statistic].of_one:
         grad_first, grad_second = composed.halves(grad_first)
-    grads = *(g.to(ctx.dtype) for g in (grad_first, grad_second, grad_further)), *rest
+    of_rows = grad_first, grad_second, grad_further
+    if ctx.dtype != grad_first.dtype:
+        of_rows = [g.to(ctx.dtype) for g in of_rows]
+    grads = *of_rows, *rest
     return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
 
 
@@ -212,4 +222,4 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         (grad,) = grads
-        return *_of_inputs(ctx, ctx.kind, [grad * g for g in ctx.saved_tensors]), *(None,) * 5
+        return *_of_inputs(ctx, ctx.kind, ctx.saved_tensors, grad), *(None,) * 5

@@ -111,9 +111,25 @@ def info_nce(
             query,
             positive_key,
             scale,
-            key_ids,
+            (key_ids, key_ids),
             filters,
             negative_keys,
+            logit_bound=bound,
+            reduction=reduction,
+            backend=backend,
+        )
+    only = _only_set(positive_key, negative_keys, in_batch_negatives) if hardest is None else None
+    # Of rows' losses nobody knows what their gradients will be multiplied by: what follows makes
+    # those of frozen keys in one visit all the same.
+    if only is not None and (reduction != "none" or _trained(only)):
+        return contrast(
+            Kind("row_logsumexp", "softplus", normalize, in_batch=False),
+            query,
+            positive_key if target is None else positive_key[target],
+            scale,
+            (key_ids if target is None else target.long(), key_ids) if in_batch_negatives else None,
+            filters,
+            only,
             logit_bound=bound,
             reduction=reduction,
             backend=backend,
@@ -143,6 +159,13 @@ def info_nce(
         negatives = reduce(torch.logaddexp, lses)
     positive = pair_logits(queries, keys if target is None else keys[target], scale)
     return total(epilogues.contrast(negatives, positive), reduction)
+
+
+def _only_set(positive_key, negative_keys: Tensor | None, in_batch: bool) -> Tensor | None:
+    """The one set of keys in which all negatives are, if there is one and it is shared."""
+    if in_batch:
+        return positive_key if negative_keys is None else None
+    return negative_keys if negative_keys is not None and negative_keys.dim() == 2 else None
 
 
 def _trained(key: Tensor) -> bool:

@@ -19,6 +19,7 @@ struct ContrastInputs {
   const Call& call;
   Sides sides;
   bool normalize;
+  bool in_batch;  // if not, negative_keys are the only negatives, and the filters' keys
 
   bool is_self() const { return sides == Sides::self; }
   int64_t batch() const { return first.size(0); }
@@ -98,8 +99,8 @@ class Contrast {
   T scale_;
   const T *query_bias_, *key_bias_;
   Rows<T> query_;
-  std::optional<Rows<T>> key_;  // none of views, which are their own keys
-  TileLoop<T> loop_;
+  std::optional<Rows<T>> key_;       // none of views, which are their own keys
+  std::optional<TileLoop<T>> loop_;  // of negatives in the batch, if there are any
   std::optional<NegativeKeys<Fold>> negative_keys_;
 };
 

@@ -201,7 +201,7 @@ class TileLoop {
       std::copy_n(tile.logits, tile.m * tile.n, tile.mirrored);
       logits_.finish_mirrored(tile.mirrored, tile, space.options);
     }
-    logits_.finish(tile.logits, tile, dropped, space.options);
+    logits_.finish(tile.logits, tile, dropped, space.options, !symmetric_);
     return true;
   }
 
