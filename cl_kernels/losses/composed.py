@@ -6,7 +6,6 @@ added into the statistic's own buffer. A compiled library may have the same in o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -16,9 +15,10 @@ from torch import Tensor
 from cl_kernels.calls import Call
 from cl_kernels.losses.common import total
 from cl_kernels.losses.epilogues import EPILOGUES
+from cl_kernels.losses.own_keys import OwnKeys
+from cl_kernels.losses.sides import Sides, halves
 from cl_kernels.pairs import Pairs
 from cl_kernels.statistics.operations import Gradients, backward, forward, weighted_key
-from cl_kernels.statistics.rows import stack_rows, unstack_gradient
 from cl_kernels.statistics.table import STATISTICS, Statistic
 
 
@@ -60,52 +60,6 @@ class Composition(NamedTuple):
         return self.call._replace(pairs=Pairs(query_bias=self.call.pairs.query_bias))
 
 
-def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Of both views. (``chunk`` would have torch.export take the batch for a constant.)"""
-    half = rows.shape[0] // 2
-    return rows[:half], rows[half:]
-
-
-class Rows(NamedTuple):
-    """Embeddings in the accumulation type, of unit length if normalized."""
-
-    rows: Tensor
-    norm: Tensor | None
-
-    @classmethod
-    def of(cls, inputs: Sequence[Tensor], normalize: bool) -> Rows:
-        return cls(*stack_rows(inputs, normalize))
-
-    def gradient(self, grad_rows: Tensor) -> Tensor:
-        """Of the inputs; the rows' is lost."""
-        return unstack_gradient(grad_rows, self.rows, self.norm)
-
-
-class Sides(NamedTuple):
-    """The two sides of the matrix (one for views, whose keys are their queries), and more keys."""
-
-    query: Rows
-    key: Rows | None
-    further: Rows | None
-
-    @classmethod
-    def of(cls, first: Tensor, second: Tensor, negative_keys: Tensor | None, c: Composition):
-        views = c.of_rows.of_one
-        query = Rows.of((first, second) if views else (first,), c.normalize)
-        key = None if views else Rows.of((second,), c.normalize)
-        further = None if negative_keys is None else Rows.of((negative_keys,), c.normalize)
-        return cls(query, key, further)
-
-    @property
-    def keys(self) -> Tensor | None:
-        return None if self.key is None else self.key.rows
-
-    @property
-    def positives(self) -> tuple[Tensor, Tensor]:
-        """Both rows of each positive pair, [B, D] each."""
-        return halves(self.query.rows) if self.key is None else (self.query.rows, self.key.rows)
-
-
 class Needs(NamedTuple):
     """Which gradients are wanted."""
 
@@ -145,6 +99,8 @@ class Step:
 
     def _further_statistic(self, query: Tensor, keys: Tensor) -> Tensor:
         c = self.c
+        if self.sides.counted is not None:
+            return self._own_keys(query, keys, self.sides.counted).logsumexp()
         arguments = c.of_further, c.backend, query, keys, self.scale, c.of_all()
         query_only = self.by_query and any(self.needs) and not self.needs.negative_keys
         if not (query_only and c.of_further.has_weighted_key):
@@ -152,6 +108,10 @@ class Step:
         # Of keys that are not trained one visit gives the queries' gradient too.
         self.frozen = weighted_key(*arguments)
         return self.frozen[0]
+
+    def _own_keys(self, query: Tensor, keys: Tensor, counted: Tensor) -> OwnKeys:
+        assert self.c.of_rows.fold.name == "logsumexp", self.c.statistic
+        return OwnKeys(query, keys, counted, self.scale, self.c.call.pairs.query_bias)
 
     def losses(self, statistics: Tensor) -> Tensor:
         """Of 2B rows of views, or of B pairs."""
@@ -245,6 +205,8 @@ class Step:
     def _of_further(self, keys: Tensor, grad: Tensor, negatives: Tensor) -> Gradients:
         c, query, needs = self.c, self.sides.query.rows, self.needs
         grad, negatives = grad.reshape(-1), negatives.reshape(-1)
+        if self.sides.counted is not None:
+            return self._own_keys(query, keys, self.sides.counted).gradients(grad, negatives)
         if self.frozen is None:
             by_query = self.by_query or not needs.negative_keys  # of one the scale's is made
             wanted = by_query, needs.negative_keys, needs.query_bias, False
@@ -268,13 +230,16 @@ class Step:
             grad_second.addcmul_(first, weight)
 
 
-def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> tuple[Tensor, ...]:
+def contrast(
+    backend: str, first, second, negative_keys, counted, scale, *arguments
+) -> tuple[Tensor, ...]:
     """The operation, composed: the loss, what ``contrast_backward`` needs of it and, of a total,
     the gradients."""
     *call, statistic, epilogue, normalize, in_batch, reduction, wanted = arguments
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
-    step = Step(c, Sides.of(first, second, negative_keys, c), scale, needs)
+    inputs = first, second, negative_keys, counted
+    step = Step(c, Sides.of(inputs, c.of_rows.of_one, normalize), scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
     if any(needs):
@@ -287,10 +252,11 @@ def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> t
 
 
 def contrast_backward(
-    backend: str, grad, statistics, first, second, negative_keys, scale, *arguments
+    backend: str, grad, statistics, first, second, negative_keys, counted, scale, *arguments
 ) -> tuple[Tensor, ...]:
     """The gradients for ``grad`` of each row's loss."""
     *call, statistic, epilogue, normalize, in_batch, wanted = arguments
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
-    step = Step(c, Sides.of(first, second, negative_keys, c), scale, Needs(*wanted))
+    inputs = first, second, negative_keys, counted
+    step = Step(c, Sides.of(inputs, c.of_rows.of_one, normalize), scale, Needs(*wanted))
     return step.gradients(grad, statistics)

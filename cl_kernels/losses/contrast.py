@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import define_overloads, new_like, overload
+from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import CALL, Call, as_call, note_call, request_of, scale_tensor
@@ -19,7 +20,9 @@ from cl_kernels.losses.common import total
 from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.table import STATISTICS
 
-_INPUTS = f"Tensor first, Tensor second, Tensor? negative_keys, Tensor scale, {CALL}"
+_INPUTS = (
+    f"Tensor first, Tensor second, Tensor? negative_keys, Tensor? counted, Tensor scale, {CALL}"
+)
 _KIND = "str statistic, str epilogue, bool normalize, bool in_batch"
 
 
@@ -42,7 +45,7 @@ def _gradients_fake(first, second, negative_keys, statistic: str, wanted):
     return tuple(new_like(first, *shape) for shape in shapes)
 
 
-def _contrast_fake(first, second, negative_keys, scale, *arguments):
+def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
     *_, statistic, _, _, _, reduction, needs = arguments
     wanted = composed.NO_NEEDS if reduction == "none" else needs
     return (
@@ -52,7 +55,7 @@ def _contrast_fake(first, second, negative_keys, scale, *arguments):
     )
 
 
-def _contrast_backward_fake(grad, statistics, first, second, negative_keys, scale, *arguments):
+def _contrast_backward_fake(grad, statistics, first, second, negative_keys, *arguments):
     *_, statistic, _, _, _, needs = arguments
     return _gradients_fake(first, second, negative_keys, statistic, needs)
 
@@ -92,6 +95,7 @@ def contrast(
     excluded: tuple[Tensor, Tensor] | None,
     where: tuple[PairFilter, ...] = (),
     negative_keys: Tensor | None = None,
+    counted: Tensor | None = None,
     *,
     logit_bound: float | None,
     reduction: str,
@@ -107,7 +111,8 @@ def contrast(
         excluded: Ids of queries and keys; pairs of equal ids are no negatives.
         where: Further filters on the pairs of queries and keys.
         negative_keys: More negatives of every query, [K, D]. Not in batch, they are all there are,
-            and the filters' keys.
+            and the filters' keys. With ``counted`` each query's own, [M * K, D].
+        counted: Which of each query's own negatives are some, bool [M, K].
         logit_bound: What no logit exceeds, if the host knows it.
         reduction: "mean", "sum" or "none".
         backend: Which backend serves the call.
@@ -122,9 +127,11 @@ def contrast(
     request = request_of(kind.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
-        further = negative_keys if kind.in_batch else None
-        return _explained(request, name, backend, first, (M, N), further, reduction)
-    return _contrast(kind, reduction, name, call, scale, first, second, negative_keys)
+        if counted is not None and not kind.in_batch:  # no tiles
+            return total(first.new_zeros(M, dtype=accumulator(first)), reduction)
+        shared = negative_keys if kind.in_batch and counted is None else None
+        return _explained(request, name, backend, first, (M, N), shared, reduction)
+    return _contrast(kind, reduction, name, call, scale, first, second, negative_keys, counted)
 
 
 def _explained(request, name, backend, first, shape, negative_keys, reduction) -> Tensor:
@@ -146,6 +153,7 @@ def _contrast(
     first: Tensor,
     second: Tensor,
     negative_keys: Tensor | None,
+    counted: Tensor | None,
 ) -> Tensor:
     call, factor = call.concrete(), scale_tensor(scale, first)
     inputs = (
@@ -156,10 +164,11 @@ def _contrast(
     if not (torch.is_grad_enabled() and any(needs)):
         compute = overload("contrast", backend)
         needs = composed.NO_NEEDS
-        return compute(*inputs[:4], *call.arguments, *kind, reduction, needs)[0]
+        given = *inputs[:3], counted, factor
+        return compute(*given, *call.arguments, *kind, reduction, needs)[0]
     if reduction == "none":
-        return differentiable(_RowLosses, *inputs, kind, backend, call)
-    return differentiable(_Total, *inputs, kind, backend, call, reduction, needs)
+        return differentiable(_RowLosses, *inputs, counted, kind, backend, call)
+    return differentiable(_Total, *inputs, counted, kind, backend, call, reduction, needs)
 
 
 def _of_inputs(ctx: Any, kind: Kind, gradients, factor=None) -> tuple[Tensor | None, ...]:
@@ -179,10 +188,11 @@ def _of_inputs(ctx: Any, kind: Kind, gradients, factor=None) -> tuple[Tensor | N
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, kind, backend, call
-    ):
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
+        kind, backend, call,
+    ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
-        inputs = first, second, negative_keys, scale
+        inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         arguments = *call.arguments, *kind, "none", composed.NO_NEEDS
         losses, statistics, *_ = compute(*inputs, *arguments)
@@ -198,7 +208,7 @@ class _RowLosses(torch.autograd.Function):
         compute = overload("contrast_backward", ctx.backend)
         grad = grads[0].contiguous()
         gradients = compute(grad, *saved, *call.arguments, *ctx.kind, ctx.needs)
-        return *_of_inputs(ctx, ctx.kind, gradients), *(None,) * 3
+        return *_of_inputs(ctx, ctx.kind, gradients), *(None,) * 4
 
 
 class _Total(torch.autograd.Function):
@@ -207,11 +217,11 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias,
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
         kind, backend, call, reduction, needs,
     ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
-        inputs = first, second, negative_keys, scale
+        inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         loss, _, *gradients = compute(*inputs, *call.arguments, *kind, reduction, needs)
         ctx.save_for_backward(*gradients)
@@ -222,4 +232,4 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         (grad,) = grads
-        return *_of_inputs(ctx, ctx.kind, ctx.saved_tensors, grad), *(None,) * 5
+        return *_of_inputs(ctx, ctx.kind, ctx.saved_tensors, grad), *(None,) * 6

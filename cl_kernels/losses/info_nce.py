@@ -23,6 +23,7 @@ from cl_kernels.losses.contrast import Kind, contrast
 from cl_kernels.losses.hardest import (
     Negatives,
     check_hardest,
+    gathered_hardest,
     hardest_logsumexp,
     logsumexp_of,
     own_similarity,
@@ -104,36 +105,30 @@ def info_nce(
     scale = inverse(temperature, query)
     bound = logit_bound(normalize, temperature=temperature)
     key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
-    rows_of_keys = target is None and (negative_keys is None or shared)
-    if in_batch_negatives and rows_of_keys and hardest is None and _trained(positive_key):
-        return contrast(
-            Kind("row_logsumexp", "softplus", normalize),
-            query,
-            positive_key,
-            scale,
-            (key_ids, key_ids),
-            filters,
-            negative_keys,
-            logit_bound=bound,
-            reduction=reduction,
-            backend=backend,
-        )
-    only = _only_set(positive_key, negative_keys, in_batch_negatives) if hardest is None else None
-    # Of rows' losses nobody knows what their gradients will be multiplied by: what follows makes
-    # those of frozen keys in one visit all the same.
-    if only is not None and (reduction != "none" or _trained(only)):
-        return contrast(
-            Kind("row_logsumexp", "softplus", normalize, in_batch=False),
-            query,
-            positive_key if target is None else positive_key[target],
-            scale,
-            (key_ids if target is None else target.long(), key_ids) if in_batch_negatives else None,
-            filters,
-            only,
-            logit_bound=bound,
-            reduction=reduction,
-            backend=backend,
-        )
+    given = {"logit_bound": bound, "reduction": reduction, "backend": backend}
+    rows = negative_keys if negative_keys is None or shared else negative_keys.flatten(0, 1)
+    trained = _trained(positive_key)
+    if in_batch_negatives and target is None and hardest is None and trained:
+        kind, own = Kind("row_logsumexp", "softplus", normalize), (key_ids, key_ids)
+        return contrast(kind, query, positive_key, scale, own, filters, rows, counted, **given)
+    # All negatives in one set of keys, which need not be the positives'. Of rows' losses nobody
+    # knows what their gradients will be multiplied by: what follows makes those of frozen keys in
+    # one visit all the same.
+    only, own = rows, None
+    if in_batch_negatives:
+        only = positive_key if negative_keys is None else None
+        own = key_ids if target is None else target.long(), key_ids
+    if only is not None and hardest is not None and counted is None:
+        different = () if own is None else (PairFilter(*own, "different"),)
+        search = {"where": (*different, *filters), "normalize": normalize, "backend": backend}
+        found = gathered_hardest(query, only, scale, hardest, **search)
+        if found is not None:
+            (only, counted), hardest, own, filters = found, None, None, ()
+    in_one_call = reduction != "none" or counted is not None
+    if only is not None and hardest is None and (in_one_call or _trained(only)):
+        kind = Kind("row_logsumexp", "softplus", normalize, in_batch=False)
+        positive = positive_key if target is None else positive_key.index_select(0, target)
+        return contrast(kind, query, positive, scale, own, filters, only, counted, **given)
 
     queries = float_rows(query, normalize=normalize)  # [B, D]
     keys = float_rows(positive_key, normalize=normalize)  # [N, D]
@@ -161,13 +156,6 @@ def info_nce(
     return total(epilogues.contrast(negatives, positive), reduction)
 
 
-def _only_set(positive_key, negative_keys: Tensor | None, in_batch: bool) -> Tensor | None:
-    """The one set of keys in which all negatives are, if there is one and it is shared."""
-    if in_batch:
-        return positive_key if negative_keys is None else None
-    return negative_keys if negative_keys is not None and negative_keys.dim() == 2 else None
-
-
 def _trained(key: Tensor) -> bool:
     """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
     return key.requires_grad or not torch.is_grad_enabled()
@@ -192,9 +180,12 @@ def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:
 
 
 def _counted(mask: Tensor | None, negative_keys: Tensor | None) -> Tensor | None:
-    """Which of each query's own negatives count, bool [B, K], from a mask or from their numbers."""
+    """Which of each query's own negatives count, bool [B, K], from a mask or from their numbers;
+    None of shared ones."""
     if mask is None:
-        return None
+        if negative_keys is None or negative_keys.dim() == 2:
+            return None
+        return negative_keys.new_ones(negative_keys.shape[:2], dtype=torch.bool)
     if negative_keys is None or negative_keys.dim() != 3:
         raise ValueError("negative_mask: expected negative_keys of shape [B, K, D] with it")
     if not isinstance(mask, Tensor):

@@ -37,7 +37,10 @@ Contrast<Fold>::Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilog
       query_(rows_of_queries<T>(inputs)),
       key_(rows_of_keys<T>(inputs)) {
   if (inputs.in_batch) loop_.emplace(loop_of(query_, key_, scale_, inputs.call));
-  if (inputs.negative_keys)
+  if (inputs.counted)
+    own_keys_.emplace(query_, *inputs.negative_keys, *inputs.counted, scale_, query_bias_,
+                      inputs.normalize);
+  else if (inputs.negative_keys)
     negative_keys_.emplace(query_, *inputs.negative_keys, scale_, inputs.call, inputs.normalize,
                            !inputs.in_batch);
 }
@@ -55,6 +58,7 @@ void Contrast<Fold>::make_statistics(T* statistics) {
     for (int64_t i = 0; i < batch; ++i) Fold::nothing().write({statistics + i, &count}, 0);
   }
   if (negative_keys_) negative_keys_->add_to(statistics, needs_.any(), needs_.negative_keys);
+  if (own_keys_) own_keys_->add_to(statistics);
   for_each_row(batch, width, [&](int64_t i) {
     similarity[i] = tile_kernels<T>().dot(first_row(i), second_row(i), width);
   });
@@ -123,11 +127,14 @@ ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T>
     cl::cpu::gradients<Fold>(*loop_, row, col, into);
   }
   double grad_scale = of_scale;
-  if (negative_keys_) {
+  if (inputs_.negative_keys) {
     const Tensor& keys = *inputs_.negative_keys;
     out.negative_keys = zeros_if(needs_.negative_keys, keys, {keys.size(0), width});
-    grad_scale += negative_keys_->add_gradients(
-        row, into.query, data_if<T>(needs_.negative_keys, out.negative_keys), into.query_bias);
+    T* const grad_keys = data_if<T>(needs_.negative_keys, out.negative_keys);
+    const auto add_gradients = [&](auto& of) {
+      return of->add_gradients(row, into.query, grad_keys, into.query_bias);
+    };
+    grad_scale += own_keys_ ? add_gradients(own_keys_) : add_gradients(negative_keys_);
   }
   grad_scale += add_positives(pulled, statistics, into);
   *mutable_data<T>(out.scale) = static_cast<T>(grad_scale);

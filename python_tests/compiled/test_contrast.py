@@ -52,7 +52,7 @@ def inputs(statistic, batch, width, dtype, further, filters=1, bounded=False, in
     negative_keys = None if further is None else torch.randn(further, width, dtype=exact).to(dtype)
     embeddings = (x.to(dtype) / width**0.5 for x in (first, second))
     scale = torch.tensor(3.0, dtype=exact)
-    return *embeddings, negative_keys, scale, *Call(pairs, dtype, None).arguments
+    return *embeddings, negative_keys, None, scale, *Call(pairs, dtype, None).arguments
 
 
 def both(operation, *arguments):
@@ -106,8 +106,8 @@ def test_contrast(statistic, epilogue, normalize, in_batch, batch, further):
     for dtype in RULE:
         given = inputs(statistic, batch, 24, dtype, further, filters=3, in_batch=in_batch)
         if statistic.endswith("logsumexp") and epilogue == "difference":  # of no negative: -inf
-            biases = dict(zip(("query_bias", "key_bias"), given[9:11], strict=True))
-            given = *given[:4], *Call(Pairs(**biases), dtype, None).arguments
+            biases = dict(zip(("query_bias", "key_bias"), given[10:12], strict=True))
+            given = *given[:5], *Call(Pairs(**biases), dtype, None).arguments
         for reduction in ("mean", "sum", "none"):
             compared = both(
                 "contrast", *given, *kind, reduction,
@@ -142,6 +142,35 @@ def test_gradients_of_each_loss(statistic, epilogue, normalize, in_batch, furthe
             assert_close(results, expected, dtype, len(losses))
 
 
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("epilogue", ["softplus", "difference"])
+@pytest.mark.parametrize("each", [0, 1, 6])
+def test_own_keys(epilogue, in_batch, each):
+    batch = 37
+    counted = torch.rand(batch, each) < 0.7
+    if epilogue == "difference":  # of no negative: -inf
+        counted = torch.ones_like(counted)
+    if epilogue == "difference" and each == 0 and not in_batch:
+        pytest.skip("there would be no negatives at all")
+    for dtype in RULE:
+        kind = "row_logsumexp", epilogue, True, in_batch
+        given = list(inputs("row_logsumexp", batch, 24, dtype, batch * each))
+        given[2][~counted.view(-1)] = torch.nan  # padding
+        given[3] = counted
+        if not in_batch:
+            given[5:] = Call(Pairs(query_bias=given[10]), dtype, None).arguments
+        every = all_needs(0, in_batch)
+        for needs in (every, [*every[:2], False, *every[3:]], [False, True, True, False] * 2):
+            needs = [*needs[:5], needs[5] and in_batch]
+            for reduction in ("mean", "none"):
+                compared = both("contrast", *given, *kind, reduction, needs)
+                assert_close(*(with_scale(list(x), needs) for x in compared), dtype)
+        losses, statistics, *_ = overload("contrast", "reference")(*given, *kind, "none", every)
+        grad = torch.randn_like(losses)
+        compared = both("contrast_backward", grad, statistics, *given, *kind, every)
+        assert_close(*compared, dtype, batch)
+
+
 def test_bounds():
     for statistic in STATISTICS:
         given = inputs(statistic, 60, 24, torch.float32, None, bounded=True)
@@ -161,7 +190,9 @@ def test_bounds():
         (1, torch.randn(4, 24), "second: expected"),
         (2, torch.randn(4, 23), "negative_keys: expected"),
         (2, torch.randn(24), "negative_keys: expected"),
-        (3, torch.randn(1), "scale: expected"),
+        (3, torch.ones(5, 2, dtype=torch.bool), "negative_keys: expected 2 for each of the 5"),
+        (3, torch.ones(5), "counted: expected contiguous Bool"),
+        (4, torch.randn(1), "scale: expected"),
     ],
 )
 def test_bad_arguments(position, bad, message):
