@@ -184,6 +184,8 @@ def as_vector(name: str, x: float | Tensor, like: Tensor, count: int, rows: str)
         if not torch.compiler.is_compiling():
             return torch.full((count,), x, dtype=accumulator(like), device=like.device)
         x = as_factor(x, like)
+    if x.dim() and x.dtype == accumulator(like):
+        return x.contiguous()
     vector = x.to(dtype=accumulator(like), device=like.device)
     return (vector if vector.dim() else vector.expand(count)).contiguous()
 

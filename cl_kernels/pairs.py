@@ -156,8 +156,8 @@ def as_pairs(
 ) -> Pairs:
     """Checked filters and options; ``excluded``: int64 ids of queries and keys whose equal pairs
     are dropped too, a loss's own filter."""
-    own = () if excluded is None else ((*excluded, False),)
-    given = *own, *((f.query_ids, f.key_ids, f.keep == "same") for f in filters)
+    given = [] if excluded is None else [(*excluded, False)]
+    given += [(f.query_ids, f.key_ids, f.keep == "same") for f in filters]
     query_ids, key_ids, keep_same = zip(*given, strict=True) if given else ((), (), ())
     return Pairs(query_ids, key_ids, keep_same, **options)
 

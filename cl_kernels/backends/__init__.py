@@ -44,7 +44,6 @@ def backend_module(name: str) -> ModuleType:
     return import_module(f"cl_kernels.backends.{name}")
 
 
-@cache
 def offered(device_type: str) -> tuple[str, ...]:
     """Backends to which calls on such a device are offered, the first choice first."""
     return tuple(
