@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-SUITES ?= benchmarks benchmarks.search benchmarks.mining benchmarks.grad_cache
+SUITES ?= benchmarks.losses benchmarks.search benchmarks.mining benchmarks.grad_cache
 VENV := .venv
 BIN := $(VENV)/bin
 

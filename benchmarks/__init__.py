@@ -1,6 +1,6 @@
-"""Speed and memory of cl_kernels against eager PyTorch and the bare matrix product.
+"""Speed and memory of cl_kernels against eager PyTorch, the bare matrix product and its peers.
 
-``python -m benchmarks`` runs the suites, prints the tables and writes JSON and plots under
-``benchmarks/results/<machine>/``; ``python -m benchmarks.report --markdown`` prints the tables
-again from what is written there.
+A suite is a folder or a module: ``benchmarks.losses``, ``benchmarks.search``, ``benchmarks.mining``
+and ``benchmarks.grad_cache``, which all take ``--quick``, print their tables and write them under
+``benchmarks/results/<machine>/``; ``python -m benchmarks.readme`` quotes those in the README.
 """

@@ -42,3 +42,10 @@ class Neighbours:
         others, now = self._sample()
         seconds = max(now - self._start[1], 1e-9)
         return round(max(others - self._start[0], 0.0) / seconds, 2)
+
+
+def warn_if_busy() -> None:
+    neighbours = Neighbours()
+    time.sleep(0.5)
+    if (cores := neighbours.cores()) > DISTURBED:
+        print(f"Other processes keep {cores:g} cores busy: expect poor timings.")

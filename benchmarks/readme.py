@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import grad_cache, mining
-from benchmarks.report import RESULTS, machine_line, report
+from benchmarks.losses.report import report
+from benchmarks.report import RESULTS, machine_line
 from benchmarks.search.report import report as search_report
 from catalogue.losses import table
 

@@ -1,49 +1,14 @@
-"""From pytest-benchmark's JSON to our summary, and from the summary to tables.
-
-``python -m benchmarks.report`` prints the tables of every summary under ``benchmarks/results/``;
-``--markdown`` the brief ones that the README quotes.
-"""
+"""What the tables of all suites are made of."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import GOALS, LOSSES, MEGABYTE, NAMES, Case
-from benchmarks.neighbours import DISTURBED
-from benchmarks.timing import LEAST_PAIRS, compare
+from benchmarks.memory import MEGABYTE
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def summarise(raw: dict[str, Any]) -> dict[str, Any]:
-    """One entry per case: paired comparisons with each rival, peak bytes of each contestant."""
-    time: dict[Case, dict[str, Any]] = {}
-    memory: dict[Case, dict[str, Any]] = {}
-    for run in raw["benchmarks"]:
-        info = run["extra_info"]
-        case = Case(*info["case"])
-        if "rival" in info:
-            ours = [seconds / info["loops"] for seconds in run["stats"]["data"]]
-            result = compare(ours, info["rival_seconds"])
-            result["neighbours"] = info["neighbours"]
-            time.setdefault(case, {})[info["rival"]] = result
-        else:
-            entry = memory.setdefault(case, {"limit": case.memory_limit})
-            entry |= {"matrix": case.matrix_bytes, info["who"]: info["peak_extra_bytes"]}
-            entry[f"{info['who']}_seconds"] = info["seconds"]
-    return {
-        "machine": raw["machine_info"],
-        "time": [case._asdict() | entry for case, entry in time.items()],
-        "memory": [case._asdict() | entry for case, entry in memory.items()],
-    }
-
-
-def by_case(entries: Iterable[dict[str, Any]]) -> dict[Case, dict[str, Any]]:
-    return {Case(e["name"], e["rows"], e["width"]): e for e in entries}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -76,126 +41,3 @@ def machine_line(machine: dict[str, Any]) -> str:
         f"{machine['isa']}, {machine['backend']} backend; "
         f"{versions}; commit {machine['commit']}; {machine['date'][:10]}"
     )
-
-
-def goals_table(time: dict[Case, dict[str, Any]]) -> str:
-    rows = []
-    for case, goal in GOALS.items():
-        entry = time.get(case, {})
-        if "product" not in entry:
-            continue
-        ours, eager = entry["product"], entry.get("eager")
-        met = "yes" if ours["ratio"] <= goal.times_product else "**no**"
-        rows.append([
-            f"`{case.name}`", f"{case.rows}", f"{case.width}",
-            seconds_text(ours["ours_seconds"]),
-            f"{ours['ratio']:.2f} ({ours['ratio_low']:.2f} to {ours['ratio_high']:.2f})",
-            f"<= {goal.times_product:g}", f"{goal.floor:g}", met,
-            f"{ours['ratio'] / eager['ratio']:.1f}" if eager else "",
-            f"{1 / eager['ratio']:.1f}" if eager else "",
-        ])  # fmt: skip
-    header = ["case", "rows", "D", "time", "times the product (quartiles)", "goal", "floor", "met"]
-    return table([*header, "eager, times the product", "faster than eager"], rows) if rows else ""
-
-
-def ratio_table(time: dict[Case, dict[str, Any]], rival: str) -> str:
-    """Our time over the rival's, a row per loss and width, a column per number of rows.
-
-    Slower than eager PyTorch is bold; a median of fewer than 15 pairs says of how many.
-    """
-    cells = {case: entry[rival] for case, entry in time.items() if rival in entry}
-    all_rows = sorted({case.rows for case in cells})
-
-    def text(case: Case) -> str:
-        if case not in cells:
-            return ""
-        cell = cells[case]
-        ratio = f"{cell['ratio']:.2f}"
-        if rival == "eager" and cell["ratio"] > 1:
-            ratio = f"**{ratio}**"
-        return ratio if cell["pairs"] >= LEAST_PAIRS else f"{ratio} ({cell['pairs']} pairs)"
-
-    lines = sorted({(NAMES.index(case.name), case.width) for case in cells})
-    rows = [
-        [f"`{NAMES[name]}`", str(width), *(text(Case(NAMES[name], n, width)) for n in all_rows)]
-        for name, width in lines
-    ]
-    return table([r"case \ rows", "D", *map(str, all_rows)], rows) if rows else ""
-
-
-def memory_table(memory: dict[Case, dict[str, Any]]) -> str:
-    rows = []
-    for case in sorted(memory, key=lambda c: (NAMES.index(c.name), c.rows, c.width)):
-        entry = memory[case]
-        if "ours" not in entry:
-            continue
-        met = "yes" if entry["ours"] <= entry["limit"] else "**no**"
-        eager = bytes_text(entry["eager"]) if "eager" in entry else ""
-        sizes = [f"`{case.name}`", str(case.rows), str(case.width)]
-        ours = [bytes_text(entry["ours"]), bytes_text(entry["limit"]), met]
-        once = seconds_text(entry["ours_seconds"])
-        rows.append([*sizes, *ours, eager, bytes_text(entry["matrix"]), once])
-    header = ["case", "rows", "D", "peak extra memory", "limit", "met", "eager", "the matrix"]
-    header.append("one cold pass")
-    return table(header, rows) if rows else ""
-
-
-def slower_than_eager(summary: dict[str, Any]) -> list[str]:
-    """Losses whose median ratio to eager PyTorch is above 1."""
-    return [
-        f"{case}: {entry['eager']['ratio']:.2f}"
-        for case, entry in by_case(summary["time"]).items()
-        if case.name in LOSSES and "eager" in entry and entry["eager"]["ratio"] > 1
-    ]
-
-
-def disturbed(summary: dict[str, Any]) -> list[str]:
-    """Cases that other processes kept from being timed well."""
-    return [
-        f"{case} against {rival} ({entry[rival]['neighbours']:.2g})"
-        for case, entry in by_case(summary["time"]).items()
-        for rival in ("eager", "product")
-        if rival in entry and entry[rival]["neighbours"] > DISTURBED
-    ]
-
-
-def report(summary: dict[str, Any], brief: bool = False) -> str:
-    """The tables of one machine, in markdown; for a README (``brief``) what a user asks first."""
-    time, memory = by_case(summary["time"]), by_case(summary["memory"])
-    unit = {c: e for c, e in time.items() if c.rows >= 1024 and not brief}
-    if brief:
-        time = {c: e for c, e in time.items() if c.name in LOSSES}
-        memory = {c: e for c, e in memory.items() if c.name in LOSSES and c.rows >= 8192}
-    sections = [
-        ("Forward + backward, in units of the bare product", goals_table(time)),
-        ("Time over that of eager PyTorch", ratio_table(time, "eager")),
-        ("Time over that of the bare product", ratio_table(unit, "product")),
-        ("Peak memory beyond inputs and their gradients", memory_table(memory)),
-    ]  # fmt: skip
-    parts = [machine_line(summary["machine"])]
-    parts += [f"**{title}**\n\n{body}" for title, body in sections if body]
-    if slower := slower_than_eager(summary):
-        parts.append("Slower than eager PyTorch: " + ", ".join(slower))
-    if cases := disturbed(summary):
-        count = f"{len(cases)} of the timings ran beside other processes that kept cores busy"
-        parts.append(f"Not a quiet machine: {count}" + ("." if brief else f": {', '.join(cases)}"))
-    return "\n\n".join(parts)
-
-
-def committed() -> list[dict[str, Any]]:
-    """Every machine's full run."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*/summary.json"))]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--markdown", action="store_true", help="the brief tables for a README")
-    options = parser.parse_args()
-    tables = "\n\n".join(report(summary, options.markdown) for summary in committed())
-    if not tables:
-        parser.error(f"no results under {RESULTS}: run python -m benchmarks first")
-    print(tables)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,31 +12,102 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_kernels.pairs import PairFilter, Where, as_filters
 
-def nt_xent(view_0: Tensor, view_1: Tensor, temperature: float) -> Tensor:
+
+def dropped(f: PairFilter) -> Tensor:
+    same = f.query_ids[:, None] == f.key_ids
+    return same if f.keep == "different" else ~same
+
+
+def masked(logits: Tensor, where: Where, positives: Tensor | None = None) -> Tensor:
+    """-inf for what filters drop, but not for each row's positive."""
+    for f in as_filters(where):
+        drop = dropped(f)
+        if positives is not None:
+            drop[torch.arange(len(drop), device=drop.device), positives] = False
+        logits = logits.masked_fill(drop, -torch.inf)
+    return logits
+
+
+def nt_xent(
+    view_0: Tensor,
+    view_1: Tensor,
+    temperature: float | Tensor,
+    *,
+    negative_keys: Tensor | None = None,
+    where: Where = (),
+    reduction: str = "mean",
+) -> Tensor:
     z = F.normalize(torch.cat([view_0, view_1]))
     logits = (z / temperature) @ z.T
     logits.fill_diagonal_(-torch.inf)
     positives = torch.arange(len(z), device=z.device).roll(len(view_0))
-    return F.cross_entropy(logits, positives)
+    logits = masked(logits, where, positives)
+    if negative_keys is not None:
+        further = (z / temperature) @ F.normalize(negative_keys).T
+        logits = torch.cat([logits, further], 1)
+    return F.cross_entropy(logits, positives, reduction=reduction)
 
 
-def info_nce(query: Tensor, positive_key: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    temperature: float | Tensor,
+    *,
+    negative_keys: Tensor | None = None,
+    in_batch_negatives: bool | None = None,
+    target: Tensor | None = None,
+    where: Where = (),
+    reduction: str = "mean",
+) -> Tensor:
     query, positive_key = F.normalize(query), F.normalize(positive_key)
-    logits = (query / temperature) @ positive_key.T
-    return F.cross_entropy(logits, torch.arange(len(query), device=query.device))
+    scaled = query / temperature
+    labels = torch.arange(len(query), device=query.device) if target is None else target.long()
+    if in_batch_negatives or negative_keys is None:
+        logits = masked(scaled @ positive_key.T, where, labels)
+        where = ()
+    else:
+        logits = (scaled * positive_key[labels]).sum(1, keepdim=True)
+        labels = torch.zeros_like(labels)
+    if negative_keys is not None:
+        keys = F.normalize(negative_keys, dim=-1)
+        own = keys.dim() == 3
+        further = torch.einsum("bd,bkd->bk", scaled, keys) if own else scaled @ keys.T
+        logits = torch.cat([logits, masked(further, where)], 1)
+    return F.cross_entropy(logits, labels, reduction=reduction)
 
 
-def clip(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+def clip(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
     logits = logit_scale * image_features @ text_features.T
+    if logit_bias is not None:
+        logits = logits + logit_bias
     labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    images = F.cross_entropy(logits, labels, reduction=reduction)
+    return (images + F.cross_entropy(logits.T, labels, reduction=reduction)) / 2
 
 
-def siglip(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+def siglip(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
     logits = logit_scale * image_features @ text_features.T
+    if logit_bias is not None:
+        logits = logits + logit_bias
     signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
-    return -F.logsigmoid(signs * logits).sum() / len(logits)
+    losses = -F.logsigmoid(signs * logits)
+    return losses.sum(1) if reduction == "none" else losses.sum() / len(logits)
 
 
 def row_logsumexp(query: Tensor, key: Tensor, scale: float) -> Tensor:

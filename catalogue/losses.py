@@ -28,8 +28,7 @@ class LossCase(NamedTuple):
         ours: The function; its name is the loss's.
         module: The same as an ``nn.Module``.
         textbook: The N x N form with every option, for any floating dtype: the truth in float64.
-        eager: As people write it, ``eager(first, second, scale argument)``: what ours is timed
-            against.
+        eager: As people write it, with every option: what ours is timed against.
         inputs: Names of what it is called with: two sets of embeddings of the same rows.
         scale: Name of the argument that scales the similarities.
         inverted: Whether that is a temperature, which divides them.

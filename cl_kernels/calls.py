@@ -47,6 +47,8 @@ class Call(NamedTuple):
 
     def with_biases(self, query_bias: Tensor | None, key_bias: Tensor | None) -> Call:
         """With these tensors, which autograd hands to its functions in place of the given ones."""
+        if query_bias is self.pairs.query_bias and key_bias is self.pairs.key_bias:
+            return self
         return self._replace(pairs=self.pairs._replace(query_bias=query_bias, key_bias=key_bias))
 
     def save(self, ctx: Any, *tensors: Tensor | None) -> None:
@@ -60,7 +62,8 @@ class Call(NamedTuple):
         call: Call = ctx.call
         tensors = ctx.saved_tensors
         own = len(tensors) - len(call.pairs.tensors())
-        return tensors[:own], call._replace(pairs=call.pairs.holding(tensors[own:]))
+        pairs = call.pairs.holding(tensors[own:])
+        return tensors[:own], Call(pairs, call.compute_dtype, call.logit_bound)
 
 
 def as_call(

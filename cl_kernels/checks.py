@@ -129,7 +129,7 @@ def as_bound(name: str, bound: Bound, query: Tensor) -> Tensor | None:
     if bound is None:
         return None
     bounds = as_vector(name, bound, query, query.shape[0], "queries").detach()
-    if readable(bounds) and bool(bounds.isnan().any()):
+    if readable(bounds) and not _plainly_finite(bound, bounds) and bool(bounds.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got a NaN")
     return bounds
 
@@ -151,9 +151,17 @@ def as_bias(name: str, bias: float | Tensor | None, like: Tensor, count: int, ro
     if bias is None:
         return None
     biases = as_vector(name, bias, like, count, rows)
-    if readable(biases) and not bool(biases.isfinite().all()):
+    if readable(biases) and not (_plainly_finite(bias, biases) or bool(biases.isfinite().all())):
         raise ValueError(f"{name}: expected finite numbers, got others")
     return biases
+
+
+def _plainly_finite(given: float | Tensor, vector: Tensor) -> bool:
+    """Whether all of a vector are finite, as far as the number it was made from or its sum tells:
+    at small batches more operations would take longer than what the vector is for."""
+    if isinstance(given, Tensor):
+        return math.isfinite(vector.detach().sum().item())
+    return bool(abs(given) <= torch.finfo(vector.dtype).max)
 
 
 def as_vector(name: str, x: float | Tensor, like: Tensor, count: int, rows: str) -> Tensor:
@@ -173,10 +181,13 @@ def as_vector(name: str, x: float | Tensor, like: Tensor, count: int, rows: str)
         refuse_transforms(name, x)
     else:
         check_number(name, x, "a number or a tensor")
-        if torch.compiler.is_compiling():
-            x = as_factor(x, like)
-    vector = torch.as_tensor(x, dtype=accumulator(like), device=like.device)
-    return vector.expand(count).contiguous()
+        if not torch.compiler.is_compiling():
+            return torch.full((count,), x, dtype=accumulator(like), device=like.device)
+        x = as_factor(x, like)
+    if x.dim() and x.dtype == accumulator(like):
+        return x.contiguous()
+    vector = x.to(dtype=accumulator(like), device=like.device)
+    return (vector if vector.dim() else vector.expand(count)).contiguous()
 
 
 def check_count(name: str, value: int, most: int | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,7 +104,12 @@ class Pairs(NamedTuple):
     @property
     def options(self) -> tuple[str, ...]:
         """Names of what is given beside filters."""
-        return tuple(name for name in OPTIONS if getattr(self, name) is not None)
+        given = zip(OPTIONS, self._given(), strict=True)
+        return tuple([name for name, x in given if x is not None])
+
+    def _given(self) -> tuple[Tensor | None, ...]:
+        given: Any = self[len(self) - len(OPTIONS) :]
+        return given
 
     def of_queries(self, part: slice) -> Pairs:
         """For some of the queries."""
@@ -126,15 +131,15 @@ class Pairs(NamedTuple):
         return self._replace(below=below, above=above)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        options = (getattr(self, name) for name in self.options)
-        return *self.query_ids, *self.key_ids, *options
+        return *self.query_ids, *self.key_ids, *[x for x in self._given() if x is not None]
 
     def holding(self, tensors: Sequence[Tensor]) -> Pairs:
         """The same with other tensors, in the order of ``tensors()``."""
         count = len(self.keep_same)
-        options = dict(zip(self.options, tensors[2 * count :], strict=True))
-        ids = tuple(tensors[:count]), tuple(tensors[count : 2 * count])
-        return self._replace(query_ids=ids[0], key_ids=ids[1], **options)
+        query_ids, key_ids = tuple(tensors[:count]), tuple(tensors[count : 2 * count])
+        others = iter(tensors[2 * count :])
+        given = [None if x is None else next(others) for x in self._given()]
+        return Pairs(query_ids, key_ids, self.keep_same, *given)
 
 
 PAIRS = (
@@ -151,8 +156,8 @@ def as_pairs(
 ) -> Pairs:
     """Checked filters and options; ``excluded``: int64 ids of queries and keys whose equal pairs
     are dropped too, a loss's own filter."""
-    own = () if excluded is None else ((*excluded, False),)
-    given = *own, *((f.query_ids, f.key_ids, f.keep == "same") for f in filters)
+    given = [] if excluded is None else [(*excluded, False)]
+    given += [(f.query_ids, f.key_ids, f.keep == "same") for f in filters]
     query_ids, key_ids, keep_same = zip(*given, strict=True) if given else ((), (), ())
     return Pairs(query_ids, key_ids, keep_same, **options)
 

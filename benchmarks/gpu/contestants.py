@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import contestants
-from benchmarks.cases import Case
-from benchmarks.contestants import LOGIT_SCALE, TEMPERATURE
 from benchmarks.gpu.cases import GpuCase
+from benchmarks.losses import contestants
+from benchmarks.losses.cases import Case
+from benchmarks.losses.contestants import LOGIT_SCALE, TEMPERATURE
 from catalogue import eager
 
 Step = Callable[[], Any]

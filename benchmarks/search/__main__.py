@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import machine
-from benchmarks.__main__ import warn_if_busy
+from benchmarks.neighbours import warn_if_busy
 from benchmarks.report import RESULTS
 from benchmarks.search.report import report, summarise
 

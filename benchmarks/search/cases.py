@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import MEGABYTE
+from benchmarks.memory import MEGABYTE
 from cl_kernels import CSR, PairFilter
 
 MEMORY_LIMIT = 40 * MEGABYTE  # beyond the inputs and the results

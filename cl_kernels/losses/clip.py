@@ -52,12 +52,13 @@ def clip(
         image_features,
         text_features,
         scale,
-        pair,
+        (pair, pair),
         logit_bound=logit_bound(normalize, scale=logit_scale),
         reduction=reduction,
         backend=backend,
     )
     if logit_bias is not None:
-        # A parameter that is used gets a gradient: zero.
-        loss = loss + 0 * as_scalar("logit_bias", logit_bias)
+        logit_bias = as_scalar("logit_bias", logit_bias)
+        if isinstance(logit_bias, Tensor):  # a parameter that is used gets a gradient: zero
+            loss = torch.add(loss, logit_bias, alpha=0)
     return loss

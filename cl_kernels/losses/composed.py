@@ -6,7 +6,7 @@ added into the statistic's own buffer. A compiled library may have the same in o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from cl_kernels.calls import Call
 from cl_kernels.losses.common import total
 from cl_kernels.losses.epilogues import EPILOGUES
+from cl_kernels.losses.operands import Operands, halves
+from cl_kernels.losses.own_keys import OwnKeys
 from cl_kernels.pairs import Pairs
 from cl_kernels.statistics.operations import Gradients, backward, forward, weighted_key
-from cl_kernels.statistics.rows import stack_rows, unstack_gradient
 from cl_kernels.statistics.table import STATISTICS, Statistic
 
 
@@ -32,6 +33,8 @@ class Composition(NamedTuple):
             is the positive of query i; a pair's loss is the mean of its directions.
         epilogue: By name.
         normalize: Divide rows by their length first.
+        in_batch: Whether the batch's keys are negatives at all. If not, the statistic is "row", of
+            the further negatives alone, and the call's filters are on these.
     """
 
     backend: str
@@ -39,6 +42,7 @@ class Composition(NamedTuple):
     statistic: str
     epilogue: str
     normalize: bool
+    in_batch: bool
 
     @property
     def of_rows(self) -> Statistic:
@@ -50,54 +54,10 @@ class Composition(NamedTuple):
         return STATISTICS["row_" + self.of_rows.fold.name]
 
     def of_all(self) -> Call:
-        """Of the rows against further negatives: nothing that is said of the keys holds there."""
+        """Of the rows against further negatives: what is said of the batch's keys does not hold."""
+        if not self.in_batch:
+            return self.call
         return self.call._replace(pairs=Pairs(query_bias=self.call.pairs.query_bias))
-
-
-def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Of both views. (``chunk`` would have torch.export take the batch for a constant.)"""
-    half = rows.shape[0] // 2
-    return rows[:half], rows[half:]
-
-
-class Rows(NamedTuple):
-    """Embeddings in the accumulation type, of unit length if normalized."""
-
-    rows: Tensor
-    norm: Tensor | None
-
-    @classmethod
-    def of(cls, inputs: Sequence[Tensor], normalize: bool) -> Rows:
-        return cls(*stack_rows(inputs, normalize))
-
-    def gradient(self, grad_rows: Tensor) -> Tensor:
-        """Of the inputs; the rows' is lost."""
-        return unstack_gradient(grad_rows, self.rows, self.norm)
-
-
-class Operands(NamedTuple):
-    """The two sides of the matrix (one for views, whose keys are their queries), and more keys."""
-
-    query: Rows
-    key: Rows | None
-    further: Rows | None
-
-    @classmethod
-    def of(cls, first: Tensor, second: Tensor, negative_keys: Tensor | None, c: Composition):
-        views = c.of_rows.of_one
-        query = Rows.of((first, second) if views else (first,), c.normalize)
-        key = None if views else Rows.of((second,), c.normalize)
-        further = None if negative_keys is None else Rows.of((negative_keys,), c.normalize)
-        return cls(query, key, further)
-
-    @property
-    def keys(self) -> Tensor | None:
-        return None if self.key is None else self.key.rows
-
-    @property
-    def positives(self) -> tuple[Tensor, Tensor]:
-        """Both rows of each positive pair, [B, D] each."""
-        return halves(self.query.rows) if self.key is None else (self.query.rows, self.key.rows)
 
 
 class Needs(NamedTuple):
@@ -128,16 +88,19 @@ class Step:
         """The negatives' statistic of each direction and the positives' similarity, [S + 1, B]."""
         c, query = self.c, self.operands.query.rows
         first, second = self.operands.positives
-        values = forward(c.of_rows, c.backend, query, self.operands.keys, self.scale, c.call)
-        values = torch.cat(tuple(c.of_rows.differentiable(values)))
-        negatives = values.view(c.of_rows.directions, first.shape[0])  # [directions, B]
+        sets = []
+        if c.in_batch:
+            values = forward(c.of_rows, c.backend, query, self.operands.keys, self.scale, c.call)
+            sets.append(torch.cat(tuple(c.of_rows.differentiable(values))))
         if self.operands.further is not None:
-            further = self._further_statistic(query, self.operands.further.rows)
-            negatives = c.of_rows.fold.union(negatives, further.view_as(negatives))
-        return torch.cat((negatives, (first * second).sum(1)[None]))
+            sets.append(self._further_statistic(query, self.operands.further.rows))
+        negatives = reduce(c.of_rows.fold.union, sets).view(c.of_rows.directions, first.shape[0])
+        return torch.cat((negatives, (first * second).sum(1)[None]))  # [directions + 1, B]
 
     def _further_statistic(self, query: Tensor, keys: Tensor) -> Tensor:
         c = self.c
+        if self.operands.counted is not None:
+            return self._own_keys(query, keys, self.operands.counted).logsumexp()
         arguments = c.of_further, c.backend, query, keys, self.scale, c.of_all()
         query_only = self.by_query and any(self.needs) and not self.needs.negative_keys
         if not (query_only and c.of_further.has_weighted_key):
@@ -145,6 +108,10 @@ class Step:
         # Of keys that are not trained one visit gives the queries' gradient too.
         self.frozen = weighted_key(*arguments)
         return self.frozen[0]
+
+    def _own_keys(self, query: Tensor, keys: Tensor, counted: Tensor) -> OwnKeys:
+        assert self.c.of_rows.fold.name == "logsumexp", self.c.statistic
+        return OwnKeys(query, keys, counted, self.scale, self.c.call.pairs.query_bias)
 
     def losses(self, statistics: Tensor) -> Tensor:
         """Of 2B rows of views, or of B pairs."""
@@ -220,12 +187,26 @@ class Step:
         c, operands, needs = self.c, self.operands, self.needs
         upstream = self._per_side(grad), self._per_side(negatives)
         wanted = self.by_query, needs.second, needs.query_bias, needs.key_bias
+        if not c.in_batch:
+            return self._no_gradients(wanted)
         arguments = operands.query.rows, operands.keys, self.scale, c.call, wanted
         return backward(c.of_rows, c.backend, *upstream, *arguments)
+
+    def _no_gradients(self, wanted: tuple[bool, ...]) -> Gradients:
+        """Zeros, to which those of others are added."""
+        query, key = self.operands.positives
+        likes = query, key, query[:, 0], key[:, 0]
+        of_query, of_key, *of_biases = (
+            like.new_zeros(like.shape if want else 0)
+            for like, want in zip(likes, wanted, strict=True)
+        )
+        return Gradients(of_query, of_key, query.new_zeros(()), *of_biases)
 
     def _of_further(self, keys: Tensor, grad: Tensor, negatives: Tensor) -> Gradients:
         c, query, needs = self.c, self.operands.query.rows, self.needs
         grad, negatives = grad.reshape(-1), negatives.reshape(-1)
+        if self.operands.counted is not None:
+            return self._own_keys(query, keys, self.operands.counted).gradients(grad, negatives)
         if self.frozen is None:
             by_query = self.by_query or not needs.negative_keys  # of one the scale's is made
             wanted = by_query, needs.negative_keys, needs.query_bias, False
@@ -249,13 +230,16 @@ class Step:
             grad_second.addcmul_(first, weight)
 
 
-def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> tuple[Tensor, ...]:
+def contrast(
+    backend: str, first, second, negative_keys, counted, scale, *arguments
+) -> tuple[Tensor, ...]:
     """The operation, composed: the loss, what ``contrast_backward`` needs of it and, of a total,
     the gradients."""
-    *call, statistic, epilogue, normalize, reduction, wanted = arguments
+    *call, statistic, epilogue, normalize, in_batch, reduction, wanted = arguments
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
-    c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
-    step = Step(c, Operands.of(first, second, negative_keys, c), scale, needs)
+    c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
+    inputs = first, second, negative_keys, counted
+    step = Step(c, Operands.of(inputs, c.of_rows.of_one, normalize), scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
     if any(needs):
@@ -268,10 +252,11 @@ def contrast(backend: str, first, second, negative_keys, scale, *arguments) -> t
 
 
 def contrast_backward(
-    backend: str, grad, statistics, first, second, negative_keys, scale, *arguments
+    backend: str, grad, statistics, first, second, negative_keys, counted, scale, *arguments
 ) -> tuple[Tensor, ...]:
     """The gradients for ``grad`` of each row's loss."""
-    *call, statistic, epilogue, normalize, wanted = arguments
-    c = Composition(backend, Call.of(call), statistic, epilogue, normalize)
-    step = Step(c, Operands.of(first, second, negative_keys, c), scale, Needs(*wanted))
+    *call, statistic, epilogue, normalize, in_batch, wanted = arguments
+    c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
+    inputs = first, second, negative_keys, counted
+    step = Step(c, Operands.of(inputs, c.of_rows.of_one, normalize), scale, Needs(*wanted))
     return step.gradients(grad, statistics)

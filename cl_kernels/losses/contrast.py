@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import define_overloads, new_like, overload
+from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import CALL, Call, as_call, note_call, request_of, scale_tensor
@@ -19,8 +20,10 @@ from cl_kernels.losses.common import total
 from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.table import STATISTICS
 
-_INPUTS = f"Tensor first, Tensor second, Tensor? negative_keys, Tensor scale, {CALL}"
-_RECIPE = "str statistic, str epilogue, bool normalize"
+_INPUTS = (
+    f"Tensor first, Tensor second, Tensor? negative_keys, Tensor? counted, Tensor scale, {CALL}"
+)
+_RECIPE = "str statistic, str epilogue, bool normalize, bool in_batch"
 
 
 def _rows(statistic: str, first: Tensor) -> int:
@@ -42,8 +45,8 @@ def _gradients_fake(first, second, negative_keys, statistic: str, wanted):
     return tuple(new_like(first, *shape) for shape in shapes)
 
 
-def _contrast_fake(first, second, negative_keys, scale, *arguments):
-    *_, statistic, _, _, reduction, needs = arguments
+def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
+    *_, statistic, _, _, _, reduction, needs = arguments
     wanted = composed.NO_NEEDS if reduction == "none" else needs
     return (
         new_like(first, *((_rows(statistic, first),) if reduction == "none" else ())),
@@ -52,8 +55,8 @@ def _contrast_fake(first, second, negative_keys, scale, *arguments):
     )
 
 
-def _contrast_backward_fake(grad, statistics, first, second, negative_keys, scale, *arguments):
-    *_, statistic, _, _, needs = arguments
+def _contrast_backward_fake(grad, statistics, first, second, negative_keys, *arguments):
+    *_, statistic, _, _, _, needs = arguments
     return _gradients_fake(first, second, negative_keys, statistic, needs)
 
 
@@ -81,6 +84,7 @@ class Recipe(NamedTuple):
     statistic: str
     epilogue: str
     normalize: bool
+    in_batch: bool = True
 
 
 def contrast(
@@ -88,9 +92,10 @@ def contrast(
     first: Tensor,
     second: Tensor,
     scale: float | Tensor,
-    excluded: Tensor,
+    excluded: tuple[Tensor, Tensor] | None,
     where: tuple[PairFilter, ...] = (),
     negative_keys: Tensor | None = None,
+    counted: Tensor | None = None,
     *,
     logit_bound: float | None,
     reduction: str,
@@ -103,9 +108,11 @@ def contrast(
         recipe: Which loss.
         first, second: Two views [B, D], or queries and keys: the positives are their rows.
         scale: Inverse temperature.
-        excluded: Ids of queries and keys alike; pairs of equal ids are no negatives.
+        excluded: Ids of queries and keys; pairs of equal ids are no negatives.
         where: Further filters on the pairs of queries and keys.
-        negative_keys: More negatives of every query, [K, D].
+        negative_keys: More negatives of every query, [K, D]. Not in batch, they are all there are,
+            and the filters' keys. With ``counted`` each query's own, [M * K, D].
+        counted: Which of each query's own negatives are some, bool [M, K].
         logit_bound: What no logit exceeds, if the host knows it.
         reduction: "mean", "sum" or "none".
         backend: Which backend serves the call.
@@ -114,12 +121,17 @@ def contrast(
     M, N = first.shape[0], second.shape[0]
     if STATISTICS[recipe.statistic].of_one:
         M = N = M + N
-    call = as_call(first, (M, N), where, None, logit_bound, (excluded, excluded), vectors)
+    if not recipe.in_batch and negative_keys is not None:
+        N = negative_keys.shape[0]
+    call = as_call(first, (M, N), where, None, logit_bound, excluded, vectors)
     request = request_of(recipe.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
-        return _explained(request, name, backend, first, (M, N), negative_keys, reduction)
-    return _contrast(recipe, reduction, name, call, scale, first, second, negative_keys)
+        if counted is not None and not recipe.in_batch:  # no tiles
+            return total(first.new_zeros(M, dtype=accumulator(first)), reduction)
+        shared = negative_keys if recipe.in_batch and counted is None else None
+        return _explained(request, name, backend, first, (M, N), shared, reduction)
+    return _contrast(recipe, reduction, name, call, scale, first, second, negative_keys, counted)
 
 
 def _explained(request, name, backend, first, shape, negative_keys, reduction) -> Tensor:
@@ -141,6 +153,7 @@ def _contrast(
     first: Tensor,
     second: Tensor,
     negative_keys: Tensor | None,
+    counted: Tensor | None,
 ) -> Tensor:
     call, factor = call.concrete(), scale_tensor(scale, first)
     inputs = (
@@ -151,28 +164,35 @@ def _contrast(
     if not (torch.is_grad_enabled() and any(needs)):
         compute = overload("contrast", backend)
         needs = composed.NO_NEEDS
-        return compute(*inputs[:4], *call.arguments, *recipe, reduction, needs)[0]
+        given = *inputs[:3], counted, factor
+        return compute(*given, *call.arguments, *recipe, reduction, needs)[0]
     if reduction == "none":
-        return differentiable(_RowLosses, *inputs, recipe, backend, call)
-    return differentiable(_Total, *inputs, recipe, backend, call, reduction, needs)
+        return differentiable(_RowLosses, *inputs, counted, recipe, backend, call)
+    return differentiable(_Total, *inputs, counted, recipe, backend, call, reduction, needs)
 
 
-def _of_inputs(ctx: Any, recipe: Recipe, gradients) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd takes them."""
+def _of_inputs(ctx: Any, recipe: Recipe, gradients, factor=None) -> tuple[Tensor | None, ...]:
+    """The gradients, times a factor, as autograd takes them."""
+    if factor is not None:
+        gradients = [factor * g if g.numel() else g for g in gradients]
     grad_first, grad_second, grad_further, *rest = gradients
     if STATISTICS[recipe.statistic].of_one:
         grad_first, grad_second = composed.halves(grad_first)
-    grads = *(g.to(ctx.dtype) for g in (grad_first, grad_second, grad_further)), *rest
+    of_rows = grad_first, grad_second, grad_further
+    if ctx.dtype != grad_first.dtype:
+        of_rows = [g.to(ctx.dtype) for g in of_rows]
+    grads = *of_rows, *rest
     return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
 
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, recipe, backend, call
-    ):
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
+        recipe, backend, call,
+    ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
-        inputs = first, second, negative_keys, scale
+        inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         arguments = *call.arguments, *recipe, "none", composed.NO_NEEDS
         losses, statistics, *_ = compute(*inputs, *arguments)
@@ -188,7 +208,7 @@ class _RowLosses(torch.autograd.Function):
         compute = overload("contrast_backward", ctx.backend)
         grad = grads[0].contiguous()
         gradients = compute(grad, *saved, *call.arguments, *ctx.recipe, ctx.needs)
-        return *_of_inputs(ctx, ctx.recipe, gradients), *(None,) * 3
+        return *_of_inputs(ctx, ctx.recipe, gradients), *(None,) * 4
 
 
 class _Total(torch.autograd.Function):
@@ -197,11 +217,11 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias,
+        ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
         recipe, backend, call, reduction, needs,
     ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
-        inputs = first, second, negative_keys, scale
+        inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         loss, _, *gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)
         ctx.save_for_backward(*gradients)
@@ -212,4 +232,4 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         (grad,) = grads
-        return *_of_inputs(ctx, ctx.recipe, [grad * g for g in ctx.saved_tensors]), *(None,) * 5
+        return *_of_inputs(ctx, ctx.recipe, ctx.saved_tensors, grad), *(None,) * 6

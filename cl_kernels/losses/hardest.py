@@ -8,11 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cl_kernels.calls import scale_tensor
+from cl_kernels._precision import accumulator
+from cl_kernels.calls import default_compute_dtype, scale_tensor
 from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 from cl_kernels.search.gradients import found_products, found_scores
+
+_FEW = 1 << 20  # numbers that may be gathered at once
 
 
 class Negatives(NamedTuple):
@@ -41,6 +44,30 @@ def logsumexp_of(logits: Tensor, counted: Tensor | None) -> Tensor:
 
 def check_hardest(hardest: int | None) -> int | None:
     return None if hardest is None else check_count("hardest", hardest)
+
+
+def gathered_hardest(
+    query: Tensor,
+    keys: Tensor,
+    scale: float | Tensor,
+    hardest: int,
+    *,
+    where: tuple[PairFilter, ...],
+    normalize: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Each query's hardest of shared keys as negatives of its own, [B * k, D], and which of them
+    there are, bool [B, k]. None where they are many, to be gathered a part at a time, or where
+    products are rounded."""
+    (B, D), k = query.shape, min(hardest, keys.shape[0])
+    rounded = default_compute_dtype(query) != accumulator(query)
+    if torch.compiler.is_compiling() or rounded or not 0 < B * k * D <= _FEW:
+        return None
+    with torch.no_grad():
+        towards = query * scale_tensor(scale, query).sign()
+        settings = {"normalize": normalize, "where": where, "backend": backend}
+        indices = topk(towards, keys, k, **settings).indices
+    return keys.index_select(0, indices.clamp_min(0).flatten()), indices >= 0
 
 
 def hardest_logsumexp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.hardest import (
     Negatives,
     check_hardest,
+    gathered_hardest,
     hardest_logsumexp,
     logsumexp_of,
     own_similarity,
@@ -101,45 +103,87 @@ def info_nce(
     if filters and not (in_batch_negatives or shared):
         raise ValueError("where: expected no filter with negatives of each query's own, got one")
 
-    scale = inverse(temperature, query)
-    bound = logit_bound(normalize, temperature=temperature)
-    key_ids = torch.arange(positive_key.shape[0], device=positive_key.device)
-    rows_of_keys = target is None and (negative_keys is None or shared)
-    if in_batch_negatives and rows_of_keys and hardest is None and _trained(positive_key):
-        return contrast(
-            Recipe("row_logsumexp", "softplus", normalize),
-            query,
-            positive_key,
-            scale,
-            key_ids,
-            filters,
-            negative_keys,
-            logit_bound=bound,
-            reduction=reduction,
-            backend=backend,
-        )
+    batch = _Batch(
+        query, positive_key, negative_keys, counted, target, in_batch_negatives, filters,
+        inverse(temperature, query), normalize,
+    )  # fmt: skip
+    settings = {
+        "logit_bound": logit_bound(normalize, temperature=temperature),
+        "reduction": reduction,
+        "backend": backend,
+    }
+    loss = _in_one_call(batch, hardest, **settings)
+    return _by_parts(batch, hardest, **settings) if loss is None else loss
 
-    queries = float_rows(query, normalize=normalize)  # [B, D]
-    keys = float_rows(positive_key, normalize=normalize)  # [N, D]
-    sets = []  # of negatives, with the filters on them
-    if in_batch_negatives:
-        not_the_positive = PairFilter(key_ids if target is None else target, key_ids, "different")
+
+class _Batch(NamedTuple):
+    query: Tensor
+    positive_key: Tensor
+    negative_keys: Tensor | None
+    counted: Tensor | None  # of each query's own negatives, which count
+    target: Tensor | None
+    in_batch: bool
+    filters: tuple[PairFilter, ...]
+    scale: float | Tensor
+    normalize: bool
+
+    @property
+    def positive_ids(self) -> tuple[Tensor, Tensor]:
+        """Ids of queries and of the rows of ``positive_key``, equal for positives."""
+        ids = torch.arange(self.positive_key.shape[0], device=self.positive_key.device)
+        return ids if self.target is None else self.target.long(), ids
+
+
+def _in_one_call(batch: _Batch, hardest: int | None, **settings) -> Tensor | None:
+    """The loss by ``contrast``, or None if its negatives are more than that takes."""
+    query, positive, further, counted, target, in_batch, filters, scale, normalize = batch
+    if further is not None and further.dim() == 3:
+        further = further.flatten(0, 1)
+    if in_batch and target is None and hardest is None and _trained(positive):
+        recipe = Recipe("row_logsumexp", "softplus", normalize)
+        of_batch = batch.positive_ids, filters, further, counted
+        return contrast(recipe, query, positive, scale, *of_batch, **settings)
+    # All negatives in one set of keys, which need not be the positives'.
+    only, excluded = further, None
+    if in_batch:
+        only = positive if further is None else None
+        excluded = batch.positive_ids
+    if only is not None and hardest is not None and counted is None:
+        different = () if excluded is None else (PairFilter(*excluded, "different"),)
+        search = {"where": (*different, *filters), "normalize": normalize}
+        found = gathered_hardest(query, only, scale, hardest, backend=settings["backend"], **search)
+        if found is not None:
+            (only, counted), hardest, excluded, filters = found, None, None, ()
+    # Of rows' losses nobody knows what their gradients will be multiplied by: ``_by_parts`` makes
+    # those of frozen keys in one visit all the same.
+    in_one_visit = settings["reduction"] != "none" or counted is not None
+    if only is None or hardest is not None or not (in_one_visit or _trained(only)):
+        return None
+    recipe = Recipe("row_logsumexp", "softplus", normalize, in_batch=False)
+    positive = positive if target is None else positive.index_select(0, target)
+    of_batch = excluded, filters, only, counted
+    return contrast(recipe, query, positive, scale, *of_batch, **settings)
+
+
+def _by_parts(batch: _Batch, hardest: int | None, logit_bound, reduction, backend) -> Tensor:
+    """The loss from statistics of each set of negatives."""
+    queries = float_rows(batch.query, normalize=batch.normalize)  # [B, D]
+    keys = float_rows(batch.positive_key, normalize=batch.normalize)  # [N, D]
+    sets, filters = [], batch.filters  # of negatives, with the filters on them
+    if batch.in_batch:
+        not_the_positive = PairFilter(*batch.positive_ids, "different")
         sets.append(Negatives(keys, (not_the_positive, *filters)))
         filters = ()
-    if negative_keys is not None:
-        sets.append(_further(negative_keys, counted, filters, normalize))
-    statistic = {"compute_dtype": default_compute_dtype(query), "backend": backend}
+    if batch.negative_keys is not None:
+        sets.append(_further(batch.negative_keys, batch.counted, filters, batch.normalize))
+    statistic = {"compute_dtype": default_compute_dtype(batch.query), "backend": backend}
     if hardest is not None and sets:
-        negatives = hardest_logsumexp(queries, sets, scale, hardest, **statistic)
+        negatives = hardest_logsumexp(queries, sets, batch.scale, hardest, **statistic)
     else:
-        negatives = _union(queries, sets, scale, logit_bound=bound, **statistic)
-    positive = pair_logits(queries, keys if target is None else keys[target], scale)
+        negatives = _union(queries, sets, batch.scale, logit_bound=logit_bound, **statistic)
+    positives = keys if batch.target is None else keys[batch.target]
+    positive = pair_logits(queries, positives, batch.scale)
     return total(epilogues.softplus(negatives, positive), reduction)
-
-
-def _trained(key: Tensor) -> bool:
-    """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
-    return key.requires_grad or not torch.is_grad_enabled()
 
 
 def _further(
@@ -162,6 +206,11 @@ def _union(queries: Tensor, sets: list[Negatives], scale, **statistic) -> Tensor
     return reduce(torch.logaddexp, (_logsumexp(queries, x, scale, **statistic) for x in sets))
 
 
+def _trained(key: Tensor) -> bool:
+    """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
+    return key.requires_grad or not torch.is_grad_enabled()
+
+
 def _logsumexp(queries: Tensor, negatives: Negatives, scale, **statistic) -> Tensor:
     """Over shared negatives, or over each query's own: there is no tile to share."""
     if negatives.keys.dim() == 2:
@@ -181,9 +230,12 @@ def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:
 
 
 def _counted(mask: Tensor | None, negative_keys: Tensor | None) -> Tensor | None:
-    """Which of each query's own negatives count, bool [B, K], from a mask or from their numbers."""
+    """Which of each query's own negatives count, bool [B, K], from a mask or from their numbers;
+    None of shared ones."""
     if mask is None:
-        return None
+        if negative_keys is None or negative_keys.dim() == 2:
+            return None
+        return negative_keys.new_ones(negative_keys.shape[:2], dtype=torch.bool)
     if negative_keys is None or negative_keys.dim() != 3:
         raise ValueError("negative_mask: expected negative_keys of shape [B, K, D] with it")
     if not isinstance(mask, Tensor):

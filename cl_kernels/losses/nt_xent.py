@@ -68,7 +68,7 @@ def nt_xent(
         view_0,
         view_1,
         scale,
-        image,
+        (image, image),
         as_filters(where, most=1),
         *further,
         logit_bound=logit_bound(normalize, temperature=temperature),

@@ -66,6 +66,9 @@ class Options(TypedDict, total=False):
     backend: str | None
 
 
+_NAMES = frozenset(Options.__annotations__)
+
+
 class HingeSum(NamedTuple):
     """Sums of the positive logits, and how many there are.
 
@@ -211,7 +214,7 @@ def _statistic(
     name: str, query: Tensor, key: Tensor | None, scale: float | Tensor, options: Options
 ) -> tuple[Tensor, ...]:
     for option in options:
-        if option not in Options.__annotations__:
+        if option not in _NAMES:
             raise TypeError(f"{name}: got an unexpected option, {option!r}")
     shape = query.shape[0], (query if key is None else key).shape[0]
     call = as_call(

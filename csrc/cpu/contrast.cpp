@@ -35,10 +35,14 @@ Contrast<Fold>::Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilog
       query_bias_(optional_data<T>(inputs.call.pairs.query_bias)),
       key_bias_(optional_data<T>(inputs.call.pairs.key_bias)),
       query_(rows_of_queries<T>(inputs)),
-      key_(rows_of_keys<T>(inputs)),
-      loop_(loop_of(query_, key_, scale_, inputs.call)) {
-  if (inputs.negative_keys)
-    negative_keys_.emplace(query_, *inputs.negative_keys, scale_, inputs.call, inputs.normalize);
+      key_(rows_of_keys<T>(inputs)) {
+  if (inputs.in_batch) loop_.emplace(loop_of(query_, key_, scale_, inputs.call));
+  if (inputs.counted)
+    own_keys_.emplace(query_, *inputs.negative_keys, *inputs.counted, scale_, query_bias_,
+                      inputs.normalize);
+  else if (inputs.negative_keys)
+    negative_keys_.emplace(query_, *inputs.negative_keys, scale_, inputs.call, inputs.normalize,
+                           !inputs.in_batch);
 }
 
 template <class Fold>
@@ -46,8 +50,15 @@ void Contrast<Fold>::make_statistics(T* statistics) {
   const int64_t batch = inputs_.batch(), width = query_.width();
   T* const similarity = statistics + inputs_.directions() * batch;
   T* const col = inputs_.sides == Sides::row_col ? statistics + batch : nullptr;
-  fold_values<Fold>(loop_, statistics, col);
-  if (negative_keys_) negative_keys_->add_to(statistics, needs_.any() && !needs_.negative_keys);
+  if (loop_) {
+    if (needs_.any()) loop_->keep_logits();
+    fold_values<Fold>(*loop_, statistics, col);
+  } else {
+    int64_t count;
+    for (int64_t i = 0; i < batch; ++i) Fold::nothing().write({statistics + i, &count}, 0);
+  }
+  if (negative_keys_) negative_keys_->add_to(statistics, needs_.any(), needs_.negative_keys);
+  if (own_keys_) own_keys_->add_to(statistics);
   for_each_row(batch, width, [&](int64_t i) {
     similarity[i] = tile_kernels<T>().dot(first_row(i), second_row(i), width);
   });
@@ -111,14 +122,19 @@ ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T>
   const Upstream<T> row{pulled.negatives.data(), statistics};
   Upstream<T> col{};
   if (inputs_.sides == Sides::row_col) col = row.from(batch);
-  loop_.isolate_nonfinite();
-  cl::cpu::gradients<Fold>(loop_, row, col, into);
+  if (loop_) {
+    loop_->isolate_nonfinite();
+    cl::cpu::gradients<Fold>(*loop_, row, col, into);
+  }
   double grad_scale = of_scale;
-  if (negative_keys_) {
+  if (inputs_.negative_keys) {
     const Tensor& keys = *inputs_.negative_keys;
     out.negative_keys = zeros_if(needs_.negative_keys, keys, {keys.size(0), width});
-    grad_scale += negative_keys_->add_gradients(
-        row, into.query, data_if<T>(needs_.negative_keys, out.negative_keys), into.query_bias);
+    T* const grad_keys = data_if<T>(needs_.negative_keys, out.negative_keys);
+    const auto add_gradients = [&](auto& of) {
+      return of->add_gradients(row, into.query, grad_keys, into.query_bias);
+    };
+    grad_scale += own_keys_ ? add_gradients(own_keys_) : add_gradients(negative_keys_);
   }
   grad_scale += add_positives(pulled, statistics, into);
   *mutable_data<T>(out.scale) = static_cast<T>(grad_scale);

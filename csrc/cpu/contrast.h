@@ -6,6 +6,7 @@
 
 #include "../epilogues.h"
 #include "negative_keys.h"
+#include "own_keys.h"
 
 namespace cl::cpu {
 
@@ -15,10 +16,12 @@ namespace cl::cpu {
 struct ContrastInputs {
   const Tensor &first, &second;                // [B, D]
   const std::optional<Tensor>& negative_keys;  // [K, D]
+  const std::optional<Tensor>& counted;  // [B, K]: negative_keys are each query's own, [B K, D]
   const Tensor& scale;
   const Call& call;
   Sides sides;
   bool normalize;
+  bool in_batch;  // if not, negative_keys are the only negatives, and the filters' keys
 
   bool is_self() const { return sides == Sides::self; }
   int64_t batch() const { return first.size(0); }
@@ -98,9 +101,10 @@ class Contrast {
   T scale_;
   const T *query_bias_, *key_bias_;
   Rows<T> query_;
-  std::optional<Rows<T>> key_;  // none of views, which are their own keys
-  TileLoop<T> loop_;
+  std::optional<Rows<T>> key_;       // none of views, which are their own keys
+  std::optional<TileLoop<T>> loop_;  // of negatives in the batch, if there are any
   std::optional<NegativeKeys<Fold>> negative_keys_;
+  std::optional<OwnKeys<Fold>> own_keys_;  // instead of these
 };
 
 }  // namespace cl::cpu

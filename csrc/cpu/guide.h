@@ -23,8 +23,9 @@ class Guide {
   bool given() const { return ceiling_; }
   int64_t buffer_size() const { return tile_size_ + transposed_size_; }
 
-  void drop(T* z, const TileRange& at, T* buffer) const {
-    multiply(query_, key_, at, buffer);
+  // after_mirrored: drop_mirrored was just called with this tile and buffer.
+  void drop(T* z, const TileRange& at, T* buffer, bool after_mirrored) const {
+    if (!after_mirrored || query_ != key_) multiply(query_, key_, at, buffer);
     tile_kernels<T>().drop_above_rows(z, at.m, at.n, buffer, ceiling_ + at.i0);
   }
 

@@ -1,5 +1,5 @@
-// Keys that every row has for negatives beside its batch, such as a queue. Of what is said of pairs
-// only the queries' biases hold for them.
+// Keys that every row has for negatives, such as a queue. Beside a batch, only the queries' biases
+// hold for them of what is said of pairs; else all of it does.
 #pragma once
 #include "rows.h"
 #include "visits.h"
@@ -20,24 +20,28 @@ class NegativeKeys {
   static constexpr bool kWeighsKeys = std::is_same_v<Fold, LogSumExp<T>>;
 
  public:
-  NegativeKeys(const Rows<T>& query, const Tensor& keys, T scale, const Call& call, bool normalize)
+  NegativeKeys(const Rows<T>& query, const Tensor& keys, T scale, const Call& call, bool normalize,
+               bool alone)
       : query_(query),
         keys_({&keys}, normalize),
         loop_(query.embeddings(call.compute_dtype), keys_.embeddings(call.compute_dtype), scale,
-              of_all(call.pairs)) {}
+              alone ? call.pairs : of_all(call.pairs)) {}
 
-  // Makes statistic [M] that of these keys too. With weigh, the same visit makes what the queries'
-  // gradient will be made of, where it can; the keys then get none.
-  void add_to(T* statistic, bool weigh) {
+  // Makes statistic [M] that of these keys too. If gradients follow, but none of the keys, the same
+  // visit makes what the queries' will be made of, where it can.
+  void add_to(T* statistic, bool gradients_follow, bool of_keys) {
     value_.resize(query_.count());
     if constexpr (kWeighsKeys) {
-      if (weigh) {
+      if (gradients_follow && !of_keys) {
         loop_.isolate_nonfinite();
         weighted_.resize(query_.count() * query_.width());
         logsumexp_weighted_key(loop_, value_.data(), weighted_.data());
       }
     }
-    if (weighted_.empty()) fold_values<Fold>(loop_, value_.data(), static_cast<T*>(nullptr));
+    if (weighted_.empty()) {
+      if (gradients_follow) loop_.keep_logits();
+      fold_values<Fold>(loop_, value_.data(), static_cast<T*>(nullptr));
+    }
     for (int64_t i = 0; i < query_.count(); ++i) statistic[i] = Fold::both(statistic[i], value_[i]);
   }
 

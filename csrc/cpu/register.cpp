@@ -58,15 +58,28 @@ void check_contrast(const ContrastInputs& inputs) {
   const Tensor& first = inputs.first;
   check_embeddings("first", first);
   check_tensor("second", inputs.second, first, first.scalar_type(), {first.size(0), first.size(1)});
+  const bool alone = !inputs.in_batch;
+  STD_TORCH_CHECK(
+      !alone || (inputs.negative_keys && inputs.sides == Sides::row && !inputs.call.pairs.key_bias),
+      "cl_kernels: in_batch: expected true without negative_keys, beside key_bias and "
+      "for other statistics than those of rows, got false");
   const int64_t rows = inputs.losses();
-  check_call(inputs.call, inputs.scale, first, rows, rows);
-  if (!inputs.negative_keys) return;
+  check_call(inputs.call, inputs.scale, first, rows, alone ? inputs.negative_keys->size(0) : rows);
+  if (!inputs.negative_keys) {
+    STD_TORCH_CHECK(!inputs.counted, "cl_kernels: counted: expected none without negative_keys");
+    return;
+  }
   STD_TORCH_CHECK(inputs.sides != Sides::row_col,
                   "cl_kernels: negative_keys: expected none for row_col, got ",
                   describe(*inputs.negative_keys));
   const int64_t count = inputs.negative_keys->dim() ? inputs.negative_keys->size(0) : 0;
   check_tensor("negative_keys", *inputs.negative_keys, first, first.scalar_type(),
                {count, first.size(1)});
+  if (!inputs.counted) return;
+  const int64_t each = inputs.counted->dim() == 2 ? inputs.counted->size(1) : 0;
+  check_tensor("counted", *inputs.counted, first, ScalarType::Bool, {rows, each});
+  STD_TORCH_CHECK(each * rows == count, "cl_kernels: negative_keys: expected ", each,
+                  " for each of the ", rows, " queries, got ", count);
 }
 
 // Added in a fixed order; a mean over no row is 0.
@@ -92,11 +105,12 @@ ContrastGradients no_gradients(const Tensor& like) {
 // The loss, what contrast_backward needs, and the gradients of a total.
 decltype(std::tuple_cat(std::tuple<Tensor, Tensor>(), Six())) contrast(
     const Tensor& first, const Tensor& second, const std::optional<Tensor>& negative_keys,
-    const Tensor& scale, const Call& call, const std::string& statistic,
-    const std::string& epilogue, bool normalize, const std::string& reduction,
-    const std::vector<bool>& needs_list) {
+    const std::optional<Tensor>& counted, const Tensor& scale, const Call& call,
+    const std::string& statistic, const std::string& epilogue, bool normalize, bool in_batch,
+    const std::string& reduction, const std::vector<bool>& needs_list) {
   const auto [sides, fold] = parts_of(statistic);
-  const ContrastInputs inputs{first, second, negative_keys, scale, call, sides, normalize};
+  const ContrastInputs inputs{first, second, negative_keys, counted, scale,
+                              call,  sides,  normalize,     in_batch};
   check_contrast(inputs);
   const bool mean = reduction == "mean", none = reduction == "none";
   STD_TORCH_CHECK(mean || none || reduction == "sum",
@@ -125,11 +139,12 @@ decltype(std::tuple_cat(std::tuple<Tensor, Tensor>(), Six())) contrast(
 
 Six contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
                       const Tensor& second, const std::optional<Tensor>& negative_keys,
-                      const Tensor& scale, const Call& call, const std::string& statistic,
-                      const std::string& epilogue, bool normalize,
-                      const std::vector<bool>& needs_list) {
+                      const std::optional<Tensor>& counted, const Tensor& scale, const Call& call,
+                      const std::string& statistic, const std::string& epilogue, bool normalize,
+                      bool in_batch, const std::vector<bool>& needs_list) {
   const auto [sides, fold] = parts_of(statistic);
-  const ContrastInputs inputs{first, second, negative_keys, scale, call, sides, normalize};
+  const ContrastInputs inputs{first, second, negative_keys, counted, scale,
+                              call,  sides,  normalize,     in_batch};
   check_contrast(inputs);
   check_vector("grad", grad, first, inputs.losses());
   check_tensor("statistics", statistics, first, accumulator(first),

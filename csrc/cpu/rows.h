@@ -71,7 +71,7 @@ class Rows {
       const T norm = std::sqrt(tile_kernels<T>().dot(x, x, width_));
       factor = norm_[to] = norm < T(1e-12) ? T(1e-12) : norm;
     }
-    for (int64_t d = 0; d < width_; ++d) row[d] = x[d] / factor;
+    tile_kernels<T>().divide(x, width_, factor, row);
   }
 
   int64_t width_, count_ = 0;

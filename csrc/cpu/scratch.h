@@ -57,7 +57,7 @@ class Scratch {
   };
 
   static constexpr std::align_val_t kAlignment{64};
-  static constexpr size_t kMostBytes = 1 << 18, kMostBlocks = 4;  // that a thread keeps
+  static constexpr size_t kMostBytes = 1 << 20, kMostBlocks = 4;  // that a thread keeps
 
   static void release(const Block& block) { ::operator delete(block.memory, kAlignment); }
 

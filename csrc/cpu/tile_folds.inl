@@ -6,18 +6,39 @@
 namespace cl::cpu {
 namespace {
 
-constexpr int kLanes = 64;  // partial sums of a row: enough to hide the adder's latency
+constexpr int kLanes = 64;     // partial sums of a row: enough to hide the adder's latency
+constexpr int kFewLanes = 16;  // a register: what is left of a row, and the rows of small tiles
 
 template <class T>
 T larger(T a, T b) {
   return b > a ? b : a;  // a NaN never wins: it shows in the sum
 }
 
+// f(lane, i) for every i in [0, count), a lane's own in order.
+template <class F>
+__attribute__((always_inline)) inline void for_each_lane(int64_t count, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) f(l, i + l);
+  for (; i + kFewLanes <= count; i += kFewLanes)
+    for (int l = 0; l < kFewLanes; ++l) f(l, i + l);
+  for (int l = 0; i < count; ++i, ++l) f(l, i);
+}
+
+// Of all lanes, by halves; a loop over the halves would not be vectorised.
+template <int COUNT = kLanes, class T, class F>
+__attribute__((always_inline)) inline T reduce_lanes(T* lanes, const F& f) {
+  if constexpr (COUNT == 1) {
+    return lanes[0];
+  } else {
+    for (int l = 0; l < COUNT / 2; ++l) lanes[l] = f(lanes[l], lanes[l + COUNT / 2]);
+    return reduce_lanes<COUNT / 2>(lanes, f);
+  }
+}
+
 template <class T>
-T sum_lanes(T* lanes) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  return lanes[0];
+__attribute__((always_inline)) inline T sum_lanes(T* lanes) {
+  return reduce_lanes(lanes, [](T a, T b) { return a + b; });
 }
 
 // Dropped pairs
@@ -92,13 +113,8 @@ template <class T>
 T row_max(const T* z, int64_t n) {
   T best[kLanes];
   for (int l = 0; l < kLanes; ++l) best[l] = kLowest<T>;
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes)
-    for (int l = 0; l < kLanes; ++l) best[l] = larger(best[l], z[j + l]);
-  for (int l = 0; j < n; ++j, ++l) best[l] = larger(best[l], z[j]);
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int l = 0; l < half; ++l) best[l] = larger(best[l], best[l + half]);
-  return best[0];
+  for_each_lane(n, [&](int l, int64_t j) { best[l] = larger(best[l], z[j]); });
+  return reduce_lanes(best, larger<T>);
 }
 
 template <class T>
@@ -106,10 +122,7 @@ void fold_rows(const T* z, int64_t m, int64_t n, LogSumExp<T>* states) {
   for (int64_t i = 0; i < m; ++i, z += n) {
     const T top = row_max(z, n);
     T lanes[kLanes] = {};
-    int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += exp_nonpositive(z[j + l] - top);
-    for (int l = 0; j < n; ++j, ++l) lanes[l] += exp_nonpositive(z[j] - top);
+    for_each_lane(n, [&](int l, int64_t j) { lanes[l] += exp_nonpositive(z[j] - top); });
     states[i] = {top, sum_lanes(lanes)};
   }
 }
@@ -147,10 +160,7 @@ __attribute__((always_inline)) inline T is_positive(T z) {
 template <class T, T (*TERM)(T)>
 T sum_row(const T* z, int64_t n) {
   T lanes[kLanes] = {};
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += TERM(z[j + l]);
-  for (int l = 0; j < n; ++j, ++l) lanes[l] += TERM(z[j]);
+  for_each_lane(n, [&](int l, int64_t j) { lanes[l] += TERM(z[j]); });
   return sum_lanes(lanes);
 }
 
@@ -275,10 +285,7 @@ void exp_rows(T* z, int64_t m, int64_t n, const T* max, T* sum) {
     const T top = max[i];
     for (int64_t j = 0; j < n; ++j) z[j] = exp_nonpositive(z[j] - top);
     T lanes[kLanes] = {};
-    int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += z[j + l];
-    for (int l = 0; j < n; ++j, ++l) lanes[l] += z[j];
+    for_each_lane(n, [&](int l, int64_t j) { lanes[l] += z[j]; });
     sum[i] = sum_lanes(lanes);
   }
 }

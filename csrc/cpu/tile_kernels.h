@@ -112,6 +112,9 @@ struct TileKernels {
   // y = a * y + b * x.
   void (*combine)(T a, T* y, T b, const T* x, int64_t count);
 
+  // y = x / by; y may be x.
+  void (*divide)(const T* x, int64_t count, T by, T* y);
+
   // x *= scale; returns <rows, x> of before, where a zero of x gives zero whatever its factor.
   T (*scale_and_dot)(const T* rows, T* x, int64_t count, T scale);
 

@@ -48,10 +48,7 @@ void round_to(const T* __restrict x, int64_t count, T* __restrict y) {
 template <class T>
 T dot(const T* x, const T* y, int64_t count) {
   T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * y[i + l];
-  for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i] * y[i];
+  for_each_lane(count, [&](int l, int64_t i) { lanes[l] += x[i] * y[i]; });
   return sum_lanes(lanes);
 }
 
@@ -61,23 +58,22 @@ void combine(T a, T* __restrict y, T b, const T* __restrict x, int64_t count) {
 }
 
 template <class T>
+void divide(const T* x, int64_t count, T by, T* y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] / by;
+}
+
+template <class T>
 T scale_and_dot(const T* __restrict rows, T* __restrict x, int64_t count, T scale) {
   T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l] == 0 ? T(0) : rows[i + l] * x[i + l];
-  for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i] == 0 ? T(0) : rows[i] * x[i];
-  for (i = 0; i < count; ++i) x[i] *= scale;
+  for_each_lane(count, [&](int l, int64_t i) { lanes[l] += x[i] == 0 ? T(0) : rows[i] * x[i]; });
+  for (int64_t i = 0; i < count; ++i) x[i] *= scale;
   return sum_lanes(lanes);
 }
 
 template <class T>
 bool all_finite(const T* x, int64_t count) {
   T lanes[kLanes] = {};  // 0 * x is 0, or NaN for a number that is not finite
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * T(0);
-  for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i] * T(0);
+  for_each_lane(count, [&](int l, int64_t i) { lanes[l] += x[i] * T(0); });
   return sum_lanes(lanes) == T(0);
 }
 
@@ -160,6 +156,7 @@ constexpr TileKernels<T> make(const char* name) {
       .round_float16 = round_to<T, rounded_float16>,
       .dot = dot<T>,
       .combine = combine<T>,
+      .divide = divide<T>,
       .scale_and_dot = scale_and_dot<T>,
       .all_finite = all_finite<T>,
       .find = find<T>,

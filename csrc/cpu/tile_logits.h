@@ -32,14 +32,14 @@ class TileLogits {
   // Numbers that these need besides the tile.
   int64_t buffer_size() const { return guide_.buffer_size(); }
 
-  // Similarities, times factor(), to logits.
-  void finish(T* s, const TileRange& at, Dropped dropped, T* buffer) const {
+  // Similarities, times factor(), to logits; after_mirrored: finish_mirrored was just called.
+  void finish(T* s, const TileRange& at, Dropped dropped, T* buffer, bool after_mirrored) const {
     const TileKernels<T>& kernels = tile_kernels<T>();
     if (!scaled_product()) kernels.scale_within_rows(s, at.m, at.n, scale_, bounds(at.i0));
     if (query_bias_ || key_bias_)
       kernels.add_biases(s, at.m, at.n, from(query_bias_, at.i0), from(key_bias_, at.j0));
     if (dropped == Dropped::some) filters_.drop(s, at.i0, at.m, at.j0, at.n);
-    if (guide_.given()) guide_.drop(s, at, buffer);
+    if (guide_.given()) guide_.drop(s, at, buffer, after_mirrored);
   }
 
   // The same as the columns of a Gram matrix see it: logits of pairs (j, i).

@@ -11,14 +11,16 @@
 
 namespace cl::cpu {
 
-constexpr int64_t kMostRows = 256;  // of a tile, and columns
+constexpr int64_t kMostRows = 256;      // of a tile, and columns
+constexpr int64_t kMostKept = 1 << 18;  // logits between two visits: those of four tiles
 
 // Rows of a tile: a function of the shape alone, so that results do not depend on the machine.
-// A tile fits the second-level cache. A problem that threads share has a few tiles for each. Very
-// wide embeddings make small tiles, whose rows fit in memory and whose end a signal can wait for.
+// A tile fits the second-level cache. A problem that threads share has a few tiles for each, of 64
+// rows as soon as that makes four: narrower ones take a fifth longer. Very wide embeddings make
+// small tiles, whose rows fit in memory and whose end a signal can wait for.
 inline int64_t block_size(int64_t rows, int64_t width, bool shared) {
   constexpr int64_t most_numbers = kMostRows << 15;
-  const int64_t least = shared ? 32 : 64;
+  const int64_t least = shared && rows < 4 * 64 ? 32 : 64;
   const int64_t eighth = (rows / 8 + least - 1) / least * least;
   const int64_t narrow = most_numbers / std::max<int64_t>(width, 1) / least * least;
   return std::clamp<int64_t>(std::min(eighth, narrow), least, kMostRows);
@@ -96,6 +98,16 @@ class TileLoop {
   void isolate_nonfinite() {
     nonfinite_ = query_.find_nonfinite();
     if (!is_self_) nonfinite_ = key_.find_nonfinite() || nonfinite_;
+    if (nonfinite_) is_kept_.assign(is_kept_.size(), false);
+  }
+
+  // For two visits: the second one takes the logits that the first one made, where all of them
+  // together are few. Only the second may overwrite them.
+  void keep_logits() {
+    const int64_t tiles = row_blocks() * col_blocks(), size = tiles * kept_size();
+    if (size > kMostKept) return;
+    kept_ = Scratch(size * sizeof(T));
+    is_kept_.resize(tiles);
   }
 
   // Calls visit(tile, turns) for every tile but those that drop every pair. A visit takes its turn
@@ -180,16 +192,28 @@ class TileLoop {
     tile.query = query().block(tile.i0, tile.m, space.query);
     tile.key = tile.diagonal ? tile.query : key().block(tile.j0, tile.n, space.key);
     tile.logits = tile.mirrored = space.logits;
+    if (!symmetric_) tile.mirrored = space.mirrored;
+    if (!is_kept_.empty() && take_kept(at, tile)) return true;
     products_.similarities(tile.query, tile.key, tile.logits, tile.m, tile.n, logits_.factor(),
                            space.transposed);
     if (nonfinite_) poison(tile);
     if (!symmetric_) {
-      tile.mirrored = space.mirrored;
       std::copy_n(tile.logits, tile.m * tile.n, tile.mirrored);
       logits_.finish_mirrored(tile.mirrored, tile, space.options);
     }
-    logits_.finish(tile.logits, tile, dropped, space.options);
+    logits_.finish(tile.logits, tile, dropped, space.options, !symmetric_);
     return true;
+  }
+
+  int64_t kept_size() const { return block_m_ * block_n_ * (symmetric_ ? 1 : 2); }
+
+  // Whether the tile's logits are there already; if not, they are to be made in their place.
+  bool take_kept(const ScheduledTile& at, Tile<T>& tile) const {
+    const int64_t index = at.row * col_blocks() + at.col;
+    T* const place = kept_.template as<T>() + index * kept_size();
+    tile.logits = tile.mirrored = place;
+    if (!symmetric_) tile.mirrored = place + block_m_ * block_n_;
+    return std::exchange(is_kept_[index], !is_kept_[index]);
   }
 
   void poison(const Tile<T>& tile) const {
@@ -207,6 +231,8 @@ class TileLoop {
   int64_t block_m_, block_n_;
   TileLogits<T> logits_;
   bool is_self_, symmetric_, nonfinite_ = false;
+  Scratch kept_;
+  mutable std::vector<char> is_kept_;  // of each tile; empty if none is to be kept
 };
 
 }  // namespace cl::cpu

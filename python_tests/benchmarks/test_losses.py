@@ -11,9 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import contestants, memory, plots, readme, report, timing
-from benchmarks.cases import GOALS, NAMES, Case, memory_cases, time_cases
+from benchmarks import memory, readme, timing
+from benchmarks.losses import contestants, options, plots, report
+from benchmarks.losses.cases import GOALS, NAMES, Case, memory_cases, time_cases
+from benchmarks.losses.memory import measure_fresh
+from benchmarks.losses.options import option_cases
 from benchmarks.neighbours import Neighbours
+from catalogue.losses import LOSSES
 
 needs_peak = pytest.mark.skipif(not memory.can_measure(), reason="no /proc/self/clear_refs")
 MEGABYTES = 10**6
@@ -76,6 +80,19 @@ def test_number_of_pairs():
     assert timing.count_pairs(100.0, 15) == 15
 
 
+@pytest.mark.parametrize("option", [case for case in option_cases(quick=True) if case.rows == 64])
+def test_sides_of_an_option_agree(option):
+    ours, rival = (step() for step in options.contestants(option._replace(rows=20, width=16)))
+    if option.name in LOSSES or option.option == "normalize":
+        for a, b in zip(ours, rival, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_options_of_every_loss_and_primitive_are_measured():
+    assert {case.name for case in option_cases()} == set(NAMES)
+    assert len(option_cases(quick=True)) < len(option_cases()) / 5
+
+
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat")
 def test_neighbours_are_the_others():
     neighbours = Neighbours()
@@ -128,7 +145,7 @@ def test_peak_counts_the_highest_moment():
 @needs_peak
 def test_peak_in_a_fresh_process():
     case = Case("nt_xent", 2048, 16)
-    peak = memory.measure_fresh(case, "eager", threads=1)["peak_extra_bytes"]
+    peak = measure_fresh(case, "eager", threads=1)["peak_extra_bytes"]
     # Logits, their log-softmax and its gradient are there at the same time.
     assert 3 <= peak / case.matrix_bytes < 4.5
 
@@ -150,6 +167,10 @@ def _raw_results():
     for rows in (16, 1024):
         small = Case("clip", rows, 128)
         runs += [timed(small, "eager", 1.25e-6 * rows, 1e-6 * rows)]
+    option = {"option": ["info_nce", "where", 64, 128], "case": []}
+    runs += [timed(goal, "eager", 0.1, 0.05) for _ in range(2)]
+    runs[-2]["extra_info"] |= option
+    runs[-1]["extra_info"] |= option | {"option": ["row_logsumexp", "below", 64, 128]}
     runs += [weighed(goal, "ours", 20_000_000), weighed(goal, "eager", 800_000_000)]
     runs += [weighed(Case("row_logsumexp", 1024, 128), "ours", 65_000_000)]
     machine = {"kind": "cpu-test-4c", "device": "Test CPU", "cores": 4, "threads": 4, "isa": "AVX2"}
@@ -167,6 +188,8 @@ def test_summary_and_tables():
     assert "| `nt_xent` | 8192 | 128 | 100 ms | 2.00 (2.00 to 2.00)" in tables
     assert "**1.25** (3 pairs)" in tables  # slower than eager is flagged
     assert "Slower than eager PyTorch: clip-16x128: 1.25, clip-1024x128: 1.25" in tables
+    assert "| `info_nce`: where | **2.00** |" in tables
+    assert "| below  | **2.00** |" in tables
     assert "| 65.0 MB" in tables and "**no**" in tables  # over a primitive's limit
     assert "Not a quiet machine: 1 of the timings" in tables
     assert "Test CPU, 4 cores, 4 threads, AVX2, native backend" in tables

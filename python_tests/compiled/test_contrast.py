@@ -18,13 +18,14 @@ OF_FOLDS = {
     "hinge_sum": ("difference",),
 }
 KINDS = [
-    (name, epilogue, normalize)
+    (name, epilogue, normalize, in_batch)
     for name, statistic in STATISTICS.items()
     for epilogue in OF_FOLDS[statistic.fold.name]
     for normalize in (True, False)
+    for in_batch in ((True, False) if statistic.sides == "row" else (True,))
 ]
 RULE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float64: 1e-12}
-each_kind = pytest.mark.parametrize(("statistic", "epilogue", "normalize"), KINDS)
+each_kind = pytest.mark.parametrize(("statistic", "epilogue", "normalize", "in_batch"), KINDS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +33,7 @@ def native():
     skip_unless_usable("native")
 
 
-def inputs(statistic, batch, width, dtype, further, filters=1, bounded=False):
+def inputs(statistic, batch, width, dtype, further, filters=1, bounded=False, in_batch=True):
     """Positional arguments before the kind of loss: related rows, which are not of unit length."""
     exact = accumulator(dtype)
     first = torch.randn(batch, width, dtype=exact)
@@ -40,14 +41,18 @@ def inputs(statistic, batch, width, dtype, further, filters=1, bounded=False):
     rows = 2 * batch if STATISTICS[statistic].of_one else batch
     own = torch.arange(batch).repeat(rows // max(batch, 1))
     query_ids = (own, *(torch.randint(4, (rows,)) for _ in range(filters - 1)))
-    key_ids = (own, *(torch.randint(4, (rows,)) for _ in range(filters - 1)))
+    keys = rows if in_batch else further
+    key_ids = (
+        own if in_batch else torch.arange(keys),
+        *(torch.randint(4, (keys,)) for _ in range(filters - 1)),
+    )
     below = torch.rand(rows, dtype=exact) if bounded else None
-    biases = (torch.randn(rows, dtype=exact) for _ in range(2))
+    biases = torch.randn(rows, dtype=exact), torch.randn(rows, dtype=exact) if in_batch else None
     pairs = Pairs(query_ids, key_ids, (False,) * filters, below, None, *biases)
     negative_keys = None if further is None else torch.randn(further, width, dtype=exact).to(dtype)
     embeddings = (x.to(dtype) / width**0.5 for x in (first, second))
     scale = torch.tensor(3.0, dtype=exact)
-    return *embeddings, negative_keys, scale, *Call(pairs, dtype, None).arguments
+    return *embeddings, negative_keys, None, scale, *Call(pairs, dtype, None).arguments
 
 
 def both(operation, *arguments):
@@ -61,10 +66,21 @@ def assert_close(ours, expected, dtype, size=1.0):
         torch.testing.assert_close(a, b, rtol=RULE[dtype], atol=atol)
 
 
-def every_need(further):
+def all_needs(further, in_batch):
+    return [True, True, further is not None, True, True, in_batch]
+
+
+def every_need(further, in_batch):
     for needs in itertools.product([True, False], repeat=4):
         if further is not None or not needs[2]:
-            yield [*needs, needs[0] != needs[3], needs[1]]
+            yield [*needs, needs[0] != needs[3], needs[1] and in_batch]
+
+
+def skip_impossible(statistic, further, in_batch):
+    if further is not None and statistic.startswith("row_col"):
+        pytest.skip("of both directions there are no further negatives")
+    if further is None and not in_batch:
+        pytest.skip("there would be no negatives at all")
 
 
 def needed(statistic, gradients, needs):
@@ -84,25 +100,24 @@ def with_scale(results, needs):
 @each_kind
 @pytest.mark.parametrize("batch", [1, 5, 130])
 @pytest.mark.parametrize("further", [None, 0, 77])
-def test_contrast(statistic, epilogue, normalize, batch, further):
-    if further is not None and statistic.startswith("row_col"):
-        pytest.skip("of both directions there are no further negatives")
-    kind = statistic, epilogue, normalize
+def test_contrast(statistic, epilogue, normalize, in_batch, batch, further):
+    skip_impossible(statistic, further, in_batch)
+    kind = statistic, epilogue, normalize, in_batch
     for dtype in RULE:
-        given = inputs(statistic, batch, 24, dtype, further, filters=3)
+        given = inputs(statistic, batch, 24, dtype, further, filters=3, in_batch=in_batch)
         if statistic.endswith("logsumexp") and epilogue == "difference":  # of no negative: -inf
-            biases = dict(zip(("query_bias", "key_bias"), given[9:11], strict=True))
-            given = *given[:4], *Call(Pairs(**biases), dtype, None).arguments
+            biases = dict(zip(("query_bias", "key_bias"), given[10:12], strict=True))
+            given = *given[:5], *Call(Pairs(**biases), dtype, None).arguments
         for reduction in ("mean", "sum", "none"):
             compared = both(
                 "contrast", *given, *kind, reduction,
-                [True, True, further is not None, True, True, True],
+                all_needs(further, in_batch),
             )  # fmt: skip
             assert_close(*compared, dtype)
         loss, statistics, *every = overload("contrast", "reference")(
-            *given, *kind, "mean", [True, True, further is not None, True, True, True]
+            *given, *kind, "mean", all_needs(further, in_batch)
         )
-        for needs in every_need(further):
+        for needs in every_need(further, in_batch):
             results = overload("contrast", "native")(*given, *kind, "mean", needs)
             expected = loss, statistics, *needed(statistic, every, needs)
             assert_close(with_scale(results, needs), with_scale(expected, needs), dtype)
@@ -110,17 +125,16 @@ def test_contrast(statistic, epilogue, normalize, batch, further):
 
 @each_kind
 @pytest.mark.parametrize("further", [None, 40])
-def test_gradients_of_each_loss(statistic, epilogue, normalize, further):
-    if further is not None and statistic.startswith("row_col"):
-        pytest.skip("of both directions there are no further negatives")
-    kind = statistic, epilogue, normalize
+def test_gradients_of_each_loss(statistic, epilogue, normalize, in_batch, further):
+    skip_impossible(statistic, further, in_batch)
+    kind = statistic, epilogue, normalize, in_batch
     for dtype in RULE:
-        given = inputs(statistic, 70, 33, dtype, further)
-        needs = [True, True, further is not None, True, True, True]
+        given = inputs(statistic, 70, 33, dtype, further, in_batch=in_batch)
+        needs = all_needs(further, in_batch)
         losses, statistics, *_ = overload("contrast", "reference")(*given, *kind, "none", needs)
         grad = torch.randn_like(losses)
         every = overload("contrast_backward", "reference")(grad, statistics, *given, *kind, needs)
-        for needs in every_need(further):
+        for needs in every_need(further, in_batch):
             arguments = grad, statistics, *given, *kind, needs
             results = overload("contrast_backward", "native")(*arguments)
             expected = needed(statistic, every, needs)
@@ -128,10 +142,39 @@ def test_gradients_of_each_loss(statistic, epilogue, normalize, further):
             assert_close(results, expected, dtype, len(losses))
 
 
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("epilogue", ["softplus", "difference"])
+@pytest.mark.parametrize("each", [0, 1, 6])
+def test_own_keys(epilogue, in_batch, each):
+    batch = 37
+    counted = torch.rand(batch, each) < 0.7
+    if epilogue == "difference":  # of no negative: -inf
+        counted = torch.ones_like(counted)
+    if epilogue == "difference" and each == 0 and not in_batch:
+        pytest.skip("there would be no negatives at all")
+    for dtype in RULE:
+        kind = "row_logsumexp", epilogue, True, in_batch
+        given = list(inputs("row_logsumexp", batch, 24, dtype, batch * each))
+        given[2][~counted.view(-1)] = torch.nan  # padding
+        given[3] = counted
+        if not in_batch:
+            given[5:] = Call(Pairs(query_bias=given[10]), dtype, None).arguments
+        every = all_needs(0, in_batch)
+        for needs in (every, [*every[:2], False, *every[3:]], [False, True, True, False] * 2):
+            needs = [*needs[:5], needs[5] and in_batch]
+            for reduction in ("mean", "none"):
+                compared = both("contrast", *given, *kind, reduction, needs)
+                assert_close(*(with_scale(list(x), needs) for x in compared), dtype)
+        losses, statistics, *_ = overload("contrast", "reference")(*given, *kind, "none", every)
+        grad = torch.randn_like(losses)
+        compared = both("contrast_backward", grad, statistics, *given, *kind, every)
+        assert_close(*compared, dtype, batch)
+
+
 def test_bounds():
     for statistic in STATISTICS:
         given = inputs(statistic, 60, 24, torch.float32, None, bounded=True)
-        kind = statistic, "softplus", True
+        kind = statistic, "softplus", True, True
         compared = both("contrast", *given, *kind, "mean", [True, True, False, True, True, True])
         assert_close(*compared, torch.float32)
 
@@ -139,18 +182,21 @@ def test_bounds():
 @pytest.mark.parametrize(
     ("position", "bad", "message"),
     [
-        (-5, "row_softplus", "statistic: expected one of a fold"),
-        (-4, "softmax", "epilogue: expected softplus"),
+        (-6, "row_softplus", "statistic: expected one of a fold"),
+        (-5, "softmax", "epilogue: expected softplus"),
+        (-3, False, "in_batch: expected true"),
         (-2, "median", "reduction: expected mean, sum or none"),
         (-1, [True] * 3, "needs: expected 6, got 3"),
         (1, torch.randn(4, 24), "second: expected"),
         (2, torch.randn(4, 23), "negative_keys: expected"),
         (2, torch.randn(24), "negative_keys: expected"),
-        (3, torch.randn(1), "scale: expected"),
+        (3, torch.ones(5, 2, dtype=torch.bool), "negative_keys: expected 2 for each of the 5"),
+        (3, torch.ones(5), "counted: expected contiguous Bool"),
+        (4, torch.randn(1), "scale: expected"),
     ],
 )
 def test_bad_arguments(position, bad, message):
-    kind = "row_logsumexp", "softplus", True
+    kind = "row_logsumexp", "softplus", True, True
     given = [*inputs(kind[0], 5, 24, torch.float32, 7), *kind, "mean", [True] * 6]
     overload("contrast", "native")(*given)
     given[position] = bad
@@ -162,7 +208,7 @@ def test_further_negatives_of_both_directions_are_refused():
     given = inputs("row_col_logsumexp", 5, 24, torch.float32, 7)
     with pytest.raises(RuntimeError, match="negative_keys: expected none for row_col"):
         overload("contrast", "native")(
-            *given, "row_col_logsumexp", "softplus", True, "mean", [True] * 6
+            *given, "row_col_logsumexp", "softplus", True, True, "mean", [True] * 6
         )
 
 
@@ -173,6 +219,6 @@ def test_queue_with_a_row_that_is_not_finite(value):
         given = inputs("row_logsumexp", 9, 24, torch.float32, 30)
         given[2][4, 1] = value
         loss, *_ = overload("contrast", "native")(
-            *given, "row_logsumexp", "softplus", False, "mean", needs
+            *given, "row_logsumexp", "softplus", False, True, "mean", needs
         )
         assert not loss.isfinite()

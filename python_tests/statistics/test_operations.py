@@ -63,27 +63,31 @@ def operation_arguments(operation, kind, dtype, needs=(True, True)):
 def loss_arguments(operation, dtype, reduction="mean"):
     """All that the operations of losses may be asked for."""
     query, key = embeddings(7, 7, 5, dtype)
-    queue = unit_rows(4, 5, dtype)
+    queue, own, counted = unit_rows(4, 5, dtype), unit_rows(14, 5, dtype), torch.rand(7, 2) < 0.7
     scale = torch.tensor(2.0, dtype=accumulator(dtype))
     for statistic, epilogue in itertools.product(STATISTICS, EPILOGUES):
         rows = 14 if statistic.startswith("self") else 7
         ids = torch.arange(7).repeat(rows // 7)
         biases = some_options(("query_bias", "key_bias"), rows, rows, dtype)
-        call = Call(Pairs((ids,), (ids,), (False,), **biases), dtype, None).arguments
+        batch = Call(Pairs((ids,), (ids,), (False,), **biases), dtype, None).arguments
         for needs in itertools.product([True, False], repeat=4):
             negative_keys = queue if needs[2] and not statistic.startswith("row_col") else None
             needs = [*needs[:2], negative_keys is not None, needs[3], *needs[:2]]
-            inputs = [query, key, negative_keys, scale, *call, statistic, epilogue, True]
-            if operation == "contrast":
-                yield [*inputs, reduction, needs]
-            else:
-                grad = torch.randn(rows, dtype=scale.dtype)
-                yield [
-                    grad,
-                    torch.randn(STATISTICS[statistic].directions + 1, 7, dtype=scale.dtype),
-                    *inputs,
-                    needs,
-                ]
+            forms = [(negative_keys, None, batch, True)]
+            if negative_keys is not None and statistic == "row_logsumexp":
+                alone = Call(Pairs(query_bias=biases["query_bias"]), dtype, None).arguments
+                forms += [(queue, None, alone, False), (own, counted, alone, False)]
+                forms += [(own, counted, batch, True)]
+            for keys, of_each, call, in_batch in forms:
+                wanted = [*needs[:5], needs[5] and in_batch]
+                inputs = [query, key, keys, of_each, scale, *call, statistic, epilogue]
+                inputs += [True, in_batch]
+                if operation == "contrast":
+                    yield [*inputs, reduction, wanted]
+                else:
+                    grad = torch.randn(rows, dtype=scale.dtype)
+                    sides = STATISTICS[statistic].directions + 1
+                    yield [grad, torch.randn(sides, 7, dtype=scale.dtype), *inputs, wanted]
 
 
 @pytest.mark.parametrize("operation", STATISTIC_OPERATIONS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import cl_kernels
-from benchmarks.cases import Case
+from benchmarks.losses.cases import Case
 from catalogue import eager
 from catalogue.losses import LOSSES
 
@@ -41,15 +41,18 @@ def _called(case: Case, who: str) -> Callable[..., Any]:
         return lambda *inputs: function(*inputs, LOGIT_SCALE)
     if loss.trains_scale:
         return getattr(loss, who)
-    if who == "eager":
-        return lambda first, second: loss.eager(first, second, loss.typical)
-    return lambda first, second: loss.ours(first, second, **{loss.scale: loss.typical})
+    form = getattr(loss, who)
+    return lambda first, second: form(first, second, **{loss.scale: loss.typical})
 
 
 def forward(case: Case, who: str, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """What "ours" or "eager" makes of the inputs, with its graph."""
-    outputs = tree_leaves(_called(case, who)(*inputs))
-    return tuple(x for x in outputs if x.is_floating_point())  # counts have no graph
+    return floating(_called(case, who)(*inputs))
+
+
+def floating(outputs: Any) -> tuple[Tensor, ...]:
+    """Those that have a graph, which counts have not."""
+    return tuple(x for x in tree_leaves(outputs) if x.is_floating_point())
 
 
 def backward(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor, ...]:

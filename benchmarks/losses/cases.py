@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from benchmarks.memory import MEGABYTE
 from catalogue.losses import LOSSES, Goal
 from cl_kernels.statistics.table import STATISTICS
 
@@ -13,7 +14,6 @@ NAMES = *LOSSES, *PRIMITIVES
 
 PLOTTED_WIDTH = 128
 OTHER_WIDTHS = (64, 256, 768, 1024)
-MEGABYTE = 10**6
 
 
 class Case(NamedTuple):

@@ -11,8 +11,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.cases import MEGABYTE, NAMES, PLOTTED_WIDTH, Case
-from benchmarks.report import by_case
+from benchmarks.losses.cases import NAMES, PLOTTED_WIDTH, Case
+from benchmarks.losses.report import by_case
+from benchmarks.memory import MEGABYTE
 
 STYLES: dict[str, dict[str, Any]] = {
     "cl_kernels": {"color": "#0b6e99", "marker": "o", "linewidth": 2},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.contestants import contestant
+from benchmarks.losses.contestants import contestant
 from benchmarks.machine import available_bytes
 from benchmarks.timing import LEAST_PAIRS, measure_pairs
 

@@ -5,35 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import machine
-from benchmarks.cases import NAMES
-from benchmarks.neighbours import DISTURBED, Neighbours
-from benchmarks.plots import draw
-from benchmarks.report import RESULTS, report, summarise
+from benchmarks.losses.cases import NAMES
+from benchmarks.losses.plots import draw
+from benchmarks.losses.report import report, summarise
+from benchmarks.neighbours import warn_if_busy
+from benchmarks.report import RESULTS
 
-SUITES = {"time": "bench_time.py", "memory": "bench_memory.py"}
+SUITES = {"time": "bench_time.py", "options": "bench_options.py", "memory": "bench_memory.py"}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a subset of about two minutes")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a subset of a few minutes")
     parser.add_argument("--case", nargs="+", choices=NAMES, default=NAMES, help="only these")
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=tuple(SUITES))
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write under")
     return parser.parse_args()
-
-
-def warn_if_busy() -> None:
-    neighbours = Neighbours()
-    time.sleep(0.5)
-    if (cores := neighbours.cores()) > DISTURBED:
-        print(f"Other processes keep {cores:g} cores busy: expect poor timings.")
 
 
 def main() -> int:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks.bench_time import EAGER_MATRICES
+from benchmarks.losses.bench_time import EAGER_MATRICES
+from benchmarks.losses.memory import measure_fresh
 from benchmarks.machine import available_bytes
-from benchmarks.memory import can_measure, measure_fresh
+from benchmarks.memory import can_measure
 
 
 def test_memory(benchmark, weighed, threads):
