@@ -15,6 +15,7 @@ from tools.cost import Tile, predict
 from tools.sass import MATRIX, Function, Resources, read_cubin
 
 if TYPE_CHECKING:
+    from cl_kernels.backends.triton.configs import Config
     from cl_kernels.backends.triton.variants import Variant
 
 ARCHITECTURES = tuple(MATRIX)
@@ -128,22 +129,35 @@ def _compile(task: Task) -> Compiled:
 
 def tasks(arch: int, representative: bool = False) -> Iterator[Task]:
     """The configurations of an architecture; ``representative``: of each kernel's, the last use
-    only, which masks and filters most and takes the most registers, and on sm_90 that with every
-    option."""
+    only, which masks and filters most and takes the most registers, and of half types on sm_90
+    that with every option."""
     variants = _variants(arch)
-    for place, variant in enumerate(variants):
-        following = variants[place + 1 : place + 2]
-        last = not (following and _same_table_line(variant, following[0]))
-        if not representative or (last and (arch == 90 or not variant.narrow)):
-            yield Task(arch, place)
+    places = range(len(variants))
+    if representative:
+        last = {
+            (_table_line(v), v.narrow): place for v, place in zip(variants, places, strict=True)
+        }
+        places = [
+            place
+            for (line, narrow), place in last.items()
+            if not narrow or (arch == 90 and line.half)
+        ]
+    yield from (Task(arch, place) for place in places)
 
 
-def _same_table_line(a: Variant, b: Variant) -> bool:
-    def line(v: Variant) -> tuple:
-        half = v.signature["X"] == "*bf16"
-        return v.kernel.__name__, v.family, v.config, v.narrow, half, v.tile.D, v.tile.PRECISION
+class _TableLine(NamedTuple):
+    kernel: str
+    family: str
+    config: Config
+    half: bool
+    D: int
+    precision: str
 
-    return line(a) == line(b)
+
+def _table_line(v: Variant) -> _TableLine:
+    half = v.signature["X"] == "*bf16"
+    tile = v.tile
+    return _TableLine(v.kernel.__name__, v.family, v.of_table, half, tile.D, tile.PRECISION)
 
 
 def compile_all(wanted: Iterable[Task], jobs: int) -> Iterator[Compiled]:

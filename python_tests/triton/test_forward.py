@@ -193,7 +193,7 @@ def test_a_sum_of_many_tiles(monkeypatch):
     """More than float32 could add up one by one."""
     monkeypatch.setattr(cuts, "processors", lambda device: 1)
     monkeypatch.setattr(configs, "candidates", lambda *_: [configs.Config(16, 64, 0, 4, 1)])
-    case = Case(*(torch.ones(n, 1, device=DEVICE) for n in (3, 30_000)), 0.1)
+    case = Case(*(torch.ones(n, 1, device=DEVICE) for n in (3, 16_000)), 0.1)
     for ours, truth in zip(
         case.forward(kernels, "row_hinge_sum"),
         case.exact.forward(reference, "row_hinge_sum"),
@@ -204,12 +204,10 @@ def test_a_sum_of_many_tiles(monkeypatch):
 
 @pytest.mark.parametrize("fold", ["logsumexp", *SUMS])
 @pytest.mark.parametrize("options", OPTION_SETS)
-@pytest.mark.parametrize("name", ["none", "two"])
-def test_options(fold, options, name):
-    case = random_case(40, 50, filters=filters_of(name, 40, 50), **options_of(options, 40, 50))
+def test_options(fold, options):
+    case = random_case(40, 50, filters=filters_of("two", 40, 50), **options_of(options, 40, 50))
     check_forward(case, gram=False, fold=fold)
-    case = random_case(40, 40, filters=filters_of(name, 40, 40), **options_of(options, 40, 40))
-    check_forward(case, fold=fold)
+    check_forward(random_case(40, 40, **options_of(options, 40, 40)), fold=fold)
 
 
 @pytest.mark.parametrize("options", OPTION_SETS)

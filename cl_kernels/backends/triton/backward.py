@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .folds import Fold
 from .pairs import Side, drop_pairs, load_side, pair_logits
 from .prepare import finish_gradient
 from .problem import Problem
@@ -110,7 +109,7 @@ def weight_gain(problem: Problem, *upstreams: OfSide) -> Tensor | None:
     return torch.exp2(12.0 - bound.log2().ceil())
 
 
-def visit(problem: Problem, fold: Fold, x: Operand, y: Operand, both: bool):
+def visit(problem: Problem, x: Operand, y: Operand, both: bool):
     """``Sums`` for the rows of X and, if ``both``, for those of Y; None otherwise."""
     M, N = len(x.rows), len(y.rows)
 
@@ -124,29 +123,29 @@ def visit(problem: Problem, fold: Fold, x: Operand, y: Operand, both: bool):
         problem.launch(
             row_col_bwd_kernel, splits * blocks, config, x.rows, y.rows, problem.scale,
             *of_x, *(of_y or (None, None)), x.side, y.side, x.upstream, y.upstream,
-            M, N, span, M=M, N=N, FOLD=fold,
+            M, N, span, M=M, N=N, FOLD=problem.fold,
         )  # fmt: skip
         return of_x, of_y
 
     return problem.with_config("backward_both" if both else "backward", run)
 
 
-def weighted_sums(problem: Problem, fold: Fold, query: Operand, key: Operand, needs):
+def weighted_sums(problem: Problem, query: Operand, key: Operand, needs):
     """``Sums`` for the queries and for the keys; None where they are not needed."""
     want_query, want_key = needs
     if problem.wide:
-        return row_col_slabs(problem, fold, query, key, want_query, want_key)
+        return row_col_slabs(problem, query, key, want_query, want_key)
     if want_query and want_key and not problem.deterministic:
         if problem.M >= problem.N:
-            return visit(problem, fold, query, key, both=True)
-        return visit(problem, fold, key, query, both=True)[::-1]
+            return visit(problem, query, key, both=True)
+        return visit(problem, key, query, both=True)[::-1]
     return (
-        visit(problem, fold, query, key, both=False)[0] if want_query else None,
-        visit(problem, fold, key, query, both=False)[0] if want_key else None,
+        visit(problem, query, key, both=False)[0] if want_query else None,
+        visit(problem, key, query, both=False)[0] if want_key else None,
     )
 
 
-def row_col_backward(problem: Problem, fold: Fold, of_rows: OfSide, of_cols: OfSide, needs):
+def row_col_backward(problem: Problem, of_rows: OfSide, of_cols: OfSide, needs):
     """Gradients of queries, keys, scale and the biases of both."""
     need_query, need_key, *need_biases = needs
     if problem.M == 0 or problem.N == 0:
@@ -157,7 +156,7 @@ def row_col_backward(problem: Problem, fold: Fold, of_rows: OfSide, of_cols: OfS
     query, key = operands(problem, of_rows, of_cols, need_biases)
     # The scale's gradient needs one of them.
     by_query = of_query or not of_key
-    sum_query, sum_key = weighted_sums(problem, fold, query, key, (by_query, of_key))
+    sum_query, sum_key = weighted_sums(problem, query, key, (by_query, of_key))
     grad_query, products, query_bias = finished(problem, query, sum_query)
     grad_key, products_of_key, key_bias = finished(problem, key, sum_key)
     if sum_query is None:

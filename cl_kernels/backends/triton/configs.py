@@ -59,15 +59,21 @@ def configured(arch: int, family: str, kind: str, width: int) -> Config:
     return TABLE[line(arch, family, kind, width)]
 
 
-def narrowed(kind: str, config: Config) -> Config:
-    """For calls with options beside filters, which take registers. Found by compiling."""
+def narrows(kind: str, plain: bool, is_sum: bool) -> bool:
+    """Whether calls take more registers than the table's tiles leave: those with options beside
+    filters and, where products take more, those of sums."""
+    return not plain or (is_sum and kind != "half")
+
+
+def narrowed(family: str, kind: str, config: Config) -> Config:
+    """A configuration for such calls. Found by compiling."""
     rows, cols = config.BLOCK_M // 2, max(config.BLOCK_N // 2, 16)
     if kind == "ieee":
         return config._replace(BLOCK_M=rows, BLOCK_N=cols, num_warps=4)
     if kind == "tf32":  # the matrix instructions of sm_90 take 64 rows
         return config._replace(BLOCK_M=max(rows, 64), BLOCK_N=cols)
-    if config.BLOCK_M > config.BLOCK_N:
-        return config._replace(BLOCK_M=rows)
+    if config.BLOCK_M > config.BLOCK_N and not family.endswith("forward"):
+        return config._replace(BLOCK_M=rows)  # weights, transposed, are multiplied too
     return config._replace(BLOCK_N=cols)
 
 

@@ -39,6 +39,11 @@ class Fold(NamedTuple):
     weight: Any
 
     @property
+    def is_sum(self) -> bool:
+        """Of terms that are made of one logit each: it takes more registers than an exponential."""
+        return self.load is load_grad
+
+    @property
     def cache_key(self) -> str:
         """Triton asks constexprs for it: a kernel is compiled again where its fold has changed."""
         keys = (part.cache_key for part in self if hasattr(part, "cache_key"))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cl_kernels.backends.gpu import cuts
 
-from .folds import Fold
 from .pairs import drop_pairs, load_side, pair_logits
 from .problem import Problem
 from .states import States
@@ -52,9 +51,9 @@ def row_col_fwd_kernel(
     store_each(ROW, split.to(tl.int64) * M + rows, values, rows < M)
 
 
-def row_col_forward(problem: Problem, fold: Fold, both: bool) -> tuple[Tensor, ...]:
+def row_col_forward(problem: Problem, both: bool) -> tuple[Tensor, ...]:
     """Values of the rows and, if ``both``, of the columns."""
-    M, N = problem.M, problem.N
+    M, N, fold = problem.M, problem.N, problem.forward_fold
     if M == 0 or N == 0:
         return tuple(problem.full((R,), x) for R in (M, N)[: 1 + both] for x in fold.empty)
     query, key = problem.logit_operands

@@ -16,7 +16,6 @@ from cl_kernels.backends.gpu import cuts
 from cl_kernels.backends.gpu.cuts import Slabs
 
 from .backward import row_col_backward, weight_gain
-from .folds import Fold
 from .forward import row_col_forward
 from .pairs import drop_pairs, keep_both_ways, load_side, pair_logits
 from .prepare import finish_gradient
@@ -131,10 +130,10 @@ def self_bwd_kernel(
         tl.store(row_pointers(SUM, first, TILE.BLOCK_M, TILE.D), sums, mask=(rows < R)[:, None])
 
 
-def self_forward(problem: Problem, fold: Fold) -> tuple[Tensor, ...]:
-    R = problem.M
+def self_forward(problem: Problem) -> tuple[Tensor, ...]:
+    R, fold = problem.M, problem.forward_fold
     if problem.guided:
-        return row_col_forward(problem, fold, both=False)
+        return row_col_forward(problem, both=False)
     if R == 0:
         return tuple(problem.full((0,), x) for x in fold.empty)
     rows, _ = problem.logit_operands
@@ -156,11 +155,11 @@ def self_forward(problem: Problem, fold: Fold) -> tuple[Tensor, ...]:
     return problem.with_config("self_forward", run)
 
 
-def self_backward(problem: Problem, fold: Fold, grad: Tensor, value: Tensor, train_biases):
+def self_backward(problem: Problem, grad: Tensor, value: Tensor, train_biases):
     """Gradients as ``row_col_backward`` gives them, with that of the rows in the queries' place."""
     if problem.guided or any(train_biases):  # a bias is a side's: tiles of both ways mix them
         needs = True, True, *train_biases
-        as_queries, as_keys, *more = row_col_backward(problem, fold, (grad, value), None, needs)
+        as_queries, as_keys, *more = row_col_backward(problem, (grad, value), None, needs)
         return as_queries.add_(as_keys), problem.empty(0), *more
     empty = [problem.empty(0) for _ in range(3)]
     if problem.M == 0:
@@ -168,12 +167,12 @@ def self_backward(problem: Problem, fold: Fold, grad: Tensor, value: Tensor, tra
     rows, _, taint, _ = problem.product_operands
     gain = weight_gain(problem, (grad, value))
     upstream = Upstream(grad.contiguous(), value, taint, gain)
-    sums = (_slabs if problem.wide else _visit)(problem, fold, rows, upstream)
+    sums = (_slabs if problem.wide else _visit)(problem, rows, upstream)
     grad_x, products = finish_gradient(sums, rows, problem.scale, gain, problem.D)
     return grad_x, empty[0], 0.5 * products.sum(), *empty[1:]
 
 
-def _visit(problem: Problem, fold: Fold, rows: Tensor, upstream: Upstream) -> Tensor:
+def _visit(problem: Problem, rows: Tensor, upstream: Upstream) -> Tensor:
     upper, R = not problem.deterministic, problem.M
 
     def run(config):
@@ -186,14 +185,14 @@ def _visit(problem: Problem, fold: Fold, rows: Tensor, upstream: Upstream) -> Te
         problem.launch(
             self_bwd_kernel, splits * blocks, config,
             rows, problem.scale, sums, *problem.product_sides, upstream, R, span,
-            SYMMETRIC=problem.symmetric, UPPER=upper, FOLD=fold,
+            SYMMETRIC=problem.symmetric, UPPER=upper, FOLD=problem.fold,
         )  # fmt: skip
         return sums
 
     return problem.with_config("self_backward" if upper else "backward", run)
 
 
-def _slabs(problem: Problem, fold: Fold, rows: Tensor, upstream: Upstream) -> Tensor:
+def _slabs(problem: Problem, rows: Tensor, upstream: Upstream) -> Tensor:
     """Blocks on and above the diagonal, each of those above it multiplied both ways."""
     sums = problem.full((1, *rows.shape), 0.0)
     slabs = Slabs.of(problem.M, problem.M, problem.compute_dtype.itemsize).upper()
@@ -202,7 +201,7 @@ def _slabs(problem: Problem, fold: Fold, rows: Tensor, upstream: Upstream) -> Te
     for i, j in slabs:
         weights = blocks.write(
             self_weights_kernel, operands, i, j, *problem.product_sides, upstream,
-            SYMMETRIC=problem.symmetric, FOLD=fold,
+            SYMMETRIC=problem.symmetric, FOLD=problem.fold,
         )  # fmt: skip
         add_product(sums[0, i], weights, rows[j])
         if i != j:

@@ -37,7 +37,7 @@ def first_that_fits(
     """``run`` with the table's configuration, or with the first after it that fits the device."""
     candidates = configs.candidates(arch, family, kind, width)
     if narrow:
-        candidates = [configs.narrowed(kind, config) for config in candidates]
+        candidates = [configs.narrowed(family, kind, config) for config in candidates]
     case = device, family, kind, width, narrow  # devices of one architecture differ in memory
     failures = []
     for i in range(_fitting.get(case, 0), len(candidates)):

@@ -28,11 +28,10 @@ class Problem:
     """One call: its two sides, which of their pairs count, and the precision of products."""
 
     maxnreg: int | None = None  # a limit for the assembler, where not its own
-    narrows = True  # tiles, for calls with options beside filters
 
     def __init__(
         self, query: Tensor, key: Tensor | None, scale: Tensor | None,
-        pairs, compute_dtype: torch.dtype, logit_bound: float | None,
+        pairs, compute_dtype: torch.dtype, logit_bound: float | None, fold: str = "logsumexp",
     ):  # fmt: skip
         self.query, self.key = query, query if key is None else key
         self.scale: Any = scale
@@ -46,12 +45,21 @@ class Problem:
         self.bounded = logit_bound is not None and logit_bound <= FIXED_SHIFT_BOUND
         shift = max(0.0, (logit_bound or 0.0) - HEADROOM) if self.bounded else 0.0
         self.shift = shift * LOG2E.value
+        self.fold_name = fold
         self.deterministic = torch.are_deterministic_algorithms_enabled()
 
-    def fold(self, name: str) -> Fold:
+    @property
+    def forward_fold(self) -> Fold:
         """That of a forward pass; the weights of both are the same."""
-        any_logits, bounded_logits = FOLDS[name]
-        return bounded_logits if self.bounded else any_logits
+        return FOLDS[self.fold_name][self.bounded]
+
+    @property
+    def fold(self) -> Fold:
+        return FOLDS[self.fold_name][False]
+
+    @property
+    def narrow(self) -> bool:
+        return configs.narrows(self.kind, self.plain, self.fold.is_sum)
 
     @property
     def wide(self) -> bool:
@@ -120,8 +128,7 @@ class Problem:
         masked = ragged or not (self.keeps_all and self.plain)
         family = configs.family_for(self.arch, family, self.kind, masked)
         width = min(self.width, configs.WIDE)
-        narrow = self.narrows and not self.plain
-        return first_that_fits(self.device, self.arch, family, self.kind, width, narrow, run)
+        return first_that_fits(self.device, self.arch, family, self.kind, width, self.narrow, run)
 
     def spans(self, blocks: int, config: Config, per_processor: int, N: int | None = None):
         """Into how many spans of how many keys so many programs a processor visit them."""

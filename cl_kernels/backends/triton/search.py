@@ -25,7 +25,6 @@ class Search(Problem):
     """One call of ``topk``."""
 
     maxnreg = 255  # or the assembler spills to make room for more programs
-    narrows = False  # the table's tiles have room for what a search takes
 
     def __init__(
         self, query, key, k, query_factor, key_factor, exclude_offsets, exclude_keys, pairs
@@ -36,6 +35,11 @@ class Search(Problem):
         self.offsets, self.excluded = exclude_offsets, exclude_keys
         if exclude_keys is None or len(exclude_keys) == 0:
             self.offsets = self.excluded = None
+
+    @property
+    def narrow(self) -> bool:
+        """The table's tiles have room for what a search takes."""
+        return False
 
     def run(self, config: Config) -> tuple[Tensor, Tensor]:
         tile = config.BLOCK_M, config.BLOCK_N

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cl_kernels.backends.gpu.cuts import Slabs
 
-from .folds import Fold
 from .pairs import drop_pairs, keep_both_ways, load_side, pair_logits
 from .problem import Problem
 from .tiles import in_range, kernel, resident_rows, rounded, tile_products
@@ -178,7 +177,7 @@ class Sums(NamedTuple):
             self.weights[0, part] += weights.sum(1, dtype=torch.float32)
 
 
-def row_col_slabs(problem: Problem, fold: Fold, query, key, need_query: bool, need_key: bool):
+def row_col_slabs(problem: Problem, query, key, need_query: bool, need_key: bool):
     """``Sums`` for the queries and for the keys, in one part; None where they are not needed."""
     sums = [
         Sums.zeros(problem, len(side.rows), side.trains_bias) if need else None
@@ -190,7 +189,7 @@ def row_col_slabs(problem: Problem, fold: Fold, query, key, need_query: bool, ne
     for rows, cols in slabs:
         weights = blocks.write(
             row_col_weights_kernel, operands, rows, cols,
-            query.side, key.side, query.upstream, key.upstream, FOLD=fold,
+            query.side, key.side, query.upstream, key.upstream, FOLD=problem.fold,
         )  # fmt: skip
         if sums[0] is not None:
             sums[0].add(rows, weights, key.rows[cols])

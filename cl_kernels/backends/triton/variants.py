@@ -86,8 +86,12 @@ class Variant:
     tile: Tile
     config: Config
     label: str
-    narrow: bool  # tiles, because of options
+    of_table: Config  # which the configuration is, unless calls as this one have narrower tiles
     arguments: dict[str, Any]  # types, and constexprs as they are
+
+    @property
+    def narrow(self) -> bool:
+        return self.config != self.of_table
 
     def __post_init__(self) -> None:
         self.signature: dict[str, Any] = {}
@@ -179,7 +183,9 @@ def variant(
     kernel, family: str, kind: str, width: int, config: Config, use: Use, dtype: str = "bf16"
 ) -> Variant:
     """One use of a kernel with one configuration of the table."""
-    config = config if use.plain else configs.narrowed(kind, config)
+    of_table = config
+    if configs.narrows(kind, use.plain, use.fold.is_sum):
+        config = configs.narrowed(family, kind, config)
     D = width if width < configs.WIDE else 768
     operand = f"*{dtype}" if kind == "half" else FLOATS
     tile = Tile(
@@ -190,7 +196,7 @@ def variant(
     arguments |= {"X": operand, "Y": operand, "TILE": tl.constexpr(tile)}
     arguments |= search_arguments(use) if family == "topk" else pair_arguments(family, use, operand)
     label = f"{family} {kernel.__name__} {kind} D={D} {tuple(config)} {use.name}"
-    return Variant(kernel, family, tile, config, label, not use.plain, arguments)
+    return Variant(kernel, family, tile, config, label, of_table, arguments)
 
 
 def variants(arch: int) -> Iterator[Variant]:

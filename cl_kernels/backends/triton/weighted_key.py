@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import configs
 from .backward import operands
-from .folds import LOGSUMEXP, logsumexp_begin, logsumexp_end, logsumexp_terms
+from .folds import logsumexp_begin, logsumexp_end, logsumexp_terms
 from .forward import row_col_forward
 from .pairs import drop_pairs, load_side, pair_logits
 from .problem import Problem
@@ -88,9 +88,9 @@ def _fused(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _slabs(problem: Problem) -> tuple[Tensor, Tensor]:
     """The mean key is the gradient of the log-sum-exp by the unscaled query."""
-    (lse,) = row_col_forward(problem, problem.fold("logsumexp"), both=False)
+    (lse,) = row_col_forward(problem, both=False)
     query, key = operands(problem, (torch.ones_like(lse), lse), None)
-    sums, _ = row_col_slabs(problem, LOGSUMEXP, query, key, True, False)
+    sums, _ = row_col_slabs(problem, query, key, True, False)
     assert sums is not None
     mean, gain = sums.rows[0, :, : problem.D], query.upstream.gain
     return lse, mean.contiguous() if gain is None else mean / gain
