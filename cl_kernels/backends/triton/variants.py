@@ -11,7 +11,7 @@ import triton.language as tl
 from . import configs
 from .backward import row_col_bwd_kernel
 from .configs import Config
-from .folds import BOUNDED_LOGSUMEXP, FOLDS, LOGSUMEXP, SOFTPLUS_SUM, Fold
+from .folds import BOUNDED_LOGSUMEXP, FOLDS, LOGSUMEXP, Fold
 from .forward import row_col_fwd_kernel
 from .gram import self_bwd_kernel, self_fwd_kernel
 from .pairs import KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
@@ -70,8 +70,8 @@ SUMS = tuple(
     for name, (fold, _) in FOLDS.items()
     if fold is not LOGSUMEXP
 )
-OPTIONED = Use(
-    "ragged, a filter, every option", even=False, keeps=(KEEP_DIFFERENT,), fold=SOFTPLUS_SUM,
+OPTIONED = SUMS[0]._replace(
+    name="ragged, a filter, every option", keeps=(KEEP_DIFFERENT,),
     bounds=True, biases=True, guide=True,
 )  # fmt: skip
 BARE = Use("even, no options", options=False)
