@@ -12,6 +12,7 @@ from cl_kernels._libraries import load_failure
 from .configs import WIDE
 from .folds import FOLDS
 from .keys import settle
+from .pairs import BOUNDS
 from .search import topk
 from .statistics import backward, forward, weighted_key
 from .tiles import INTERPRETED
@@ -28,7 +29,6 @@ __all__ = [
 
 settle()
 DTYPES = torch.float32, torch.bfloat16, torch.float16
-SEARCHED = {"below", "above"}  # options of Pairs that a search serves, beside filters
 
 
 def unavailable() -> str | None:
@@ -66,7 +66,7 @@ def refuses(request) -> str | None:
         return f"the Triton kernels take rows of up to {WIDE} columns, got {request.width}"
     if request.operation != "topk" and not request.operation.endswith(tuple(FOLDS)):
         return f"the Triton kernels do not serve {request.operation}"
-    missing = [name for name in request.options if name not in SEARCHED]
+    missing = [name for name in request.options if name not in BOUNDS]
     if request.operation == "topk" and missing:
         return f"the Triton kernels' searches do not take {missing[0]}"
     return None

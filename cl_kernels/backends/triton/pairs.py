@@ -22,6 +22,7 @@ MAX_FILTERS = 3
 KEEP_ALL, KEEP_SAME, KEEP_DIFFERENT = 0, 1, 2  # what a filter keeps: no filter, equal ids, others
 BELOW, ABOVE, BIAS, CEILING = (tl.constexpr(MAX_FILTERS + n) for n in range(4))  # in ``load_side``
 BLOCK_G = tl.constexpr(32)  # columns of guides that are read at a time
+BOUNDS = "below", "above"  # of similarities: options of Pairs that a search serves, beside filters
 
 
 class Side(NamedTuple):
@@ -38,22 +39,23 @@ class Side(NamedTuple):
 
     @property
     def bounded(self) -> bool:
-        return self.below is not None or self.above is not None
+        return any(getattr(self, name) is not None for name in BOUNDS)
 
     @property
     def plain(self) -> bool:
         """There are filters at most."""
-        options = self.below, self.above, self.bias, self.guide
-        return all(option is None for option in options)
+        return not self.bounded and self.bias is None and self.guide is None
 
     @property
     def keeps_all(self) -> bool:
         return not self.bounded and self.guide is None and all(ids is None for ids in self.ids)
 
     def of_rows(self, part: slice) -> Side:
+        """For a search: of these rows."""
         ids = tuple(None if x is None else x[part] for x in self.ids)
-        below, above = (None if x is None else x[part] for x in (self.below, self.above))
-        return self._replace(ids=ids, below=below, above=above)
+        bounds = {name: getattr(self, name) for name in BOUNDS}
+        bounds = {name: None if x is None else x[part] for name, x in bounds.items()}
+        return self._replace(ids=ids, **bounds)
 
     def tainted(self, taint: Tensor) -> Side:
         """The same for rows of which some were zeroed: bounds keep no similarity that is NaN."""
@@ -68,7 +70,8 @@ def sides(pairs) -> tuple[Side, Side]:
     missing = MAX_FILTERS - len(keep)
     keep = tuple(tl.constexpr(k) for k in (*keep, *(KEEP_ALL,) * missing))
     query_ids, key_ids = ((*(ids[s] for ids in compact), *(None,) * missing) for s in (0, 1))
-    queries = Side(query_ids, keep, pairs.below, pairs.above, pairs.query_bias)
+    bounds = {name: getattr(pairs, name) for name in BOUNDS}
+    queries = Side(query_ids, keep, bias=pairs.query_bias, **bounds)
     keys = Side(key_ids, keep, bias=pairs.key_bias)
     if pairs.ceiling is not None:
         guides = guide_rows(pairs.query_guide, 0, 0, 1), guide_rows(pairs.key_guide, 0, 1, 0)

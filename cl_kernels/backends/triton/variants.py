@@ -14,7 +14,7 @@ from .configs import Config
 from .folds import BOUNDED_LOGSUMEXP, FOLDS, LOGSUMEXP, Fold
 from .forward import row_col_fwd_kernel
 from .gram import self_bwd_kernel, self_fwd_kernel
-from .pairs import KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
+from .pairs import BOUNDS, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
 from .search import Search, stored_config
 from .slabs import row_col_weights_kernel, self_weights_kernel
 from .tiles import INTEGERS, Tile
@@ -129,9 +129,9 @@ def sides(use: Use, bounds: bool) -> tuple[Side, Side]:
     missing = MAX_FILTERS - len(use.keeps)
     ids = (INT32,) * len(use.keeps) + (None,) * missing
     keep = use.keeps + (KEEP_ALL,) * missing
-    bound = FLOATS if bounds else None
-    queries = Side(ids, keep, bound, bound, bias, guide, width, guide)
-    return queries, Side(ids, keep, None, None, bias, guide, width)
+    keys = Side(ids, keep, bias=bias, guide=guide, GUIDE_WIDTH=width)
+    given = dict.fromkeys(BOUNDS, FLOATS if bounds else None)
+    return keys._replace(ceiling=guide, **given), keys
 
 
 def values(fold: Fold) -> tuple[str, ...]:
