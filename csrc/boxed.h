@@ -20,11 +20,9 @@ class Arguments {
   template <class T>
   T take() {
     if constexpr (std::is_same_v<T, Pairs>) {
-      return {take<std::vector<Tensor>>(),   take<std::vector<Tensor>>(),
-              take<std::vector<bool>>(),     take<std::optional<Tensor>>(),
-              take<std::optional<Tensor>>(), take<std::optional<Tensor>>(),
-              take<std::optional<Tensor>>(), take<std::optional<Tensor>>(),
-              take<std::optional<Tensor>>(), take<std::optional<Tensor>>()};
+      Pairs pairs;
+      std::apply([&](auto... field) { (take_into(pairs.*field), ...); }, kPairsFields);
+      return pairs;
     } else if constexpr (std::is_same_v<T, Call>) {
       return {take<Pairs>(), take<ScalarType>(), take<std::optional<double>>()};
     } else {
@@ -36,6 +34,11 @@ class Arguments {
   void check_all_taken() const { check_schema(next_ == end_); }
 
  private:
+  template <class T>
+  void take_into(T& x) {
+    x = take<T>();
+  }
+
   static void check_schema(bool fits) {
     STD_TORCH_CHECK(fits, "cl_kernels: the compiled library is not of this version; build it anew");
   }

@@ -75,7 +75,6 @@ inline void check_guide(const Pairs& pairs, const Tensor& like, int64_t rows, in
                   describe(*query));
   check_tensor("query_guide", *query, like, accumulator(like), {rows, query->size(1)});
   check_tensor("key_guide", *key, like, accumulator(like), {cols, query->size(1)});
-  check_optional_vector("ceiling", ceiling, like, rows);
 }
 
 // What says which of rows x cols pairs of embeddings like these count.
@@ -90,10 +89,8 @@ inline void check_pairs(const Pairs& pairs, const Tensor& like, int64_t rows, in
     check_tensor("query_ids", pairs.query_ids[f], like, ScalarType::Long, {rows});
     check_tensor("key_ids", pairs.key_ids[f], like, ScalarType::Long, {cols});
   }
-  check_optional_vector("below", pairs.below, like, rows);
-  check_optional_vector("above", pairs.above, like, rows);
-  check_optional_vector("query_bias", pairs.query_bias, like, rows);
-  check_optional_vector("key_bias", pairs.key_bias, like, cols);
+  for (const auto& [name, vector, of_keys] : kPairsVectors)
+    check_optional_vector(name, pairs.*vector, like, of_keys ? cols : rows);
   check_guide(pairs, like, rows, cols);
 }
 

@@ -1,7 +1,8 @@
 // What every operation is told of its pairs, as a schema's tail holds it (cl_kernels/pairs.py,
-// cl_kernels/calls.py). A new option is a field here and a line in boxed.h, in the schema's order.
+// cl_kernels/calls.py). A new option is a field here and its lines below.
 #pragma once
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "stable.h"
@@ -19,6 +20,23 @@ struct Pairs {
   std::optional<Tensor> query_bias, key_bias;  // [M], [N]; added to its logit
   // And if another model's similarity <query_guide_i, key_guide_j> is at most ceiling[i].
   std::optional<Tensor> query_guide, key_guide, ceiling;  // [M, G], [N, G], [M]
+};
+
+// In the schema's order: what Arguments take.
+constexpr auto kPairsFields = std::make_tuple(
+    &Pairs::query_ids, &Pairs::key_ids, &Pairs::keep_same, &Pairs::below, &Pairs::above,
+    &Pairs::query_bias, &Pairs::key_bias, &Pairs::query_guide, &Pairs::key_guide, &Pairs::ceiling);
+
+// A number for each query, or for each key.
+struct PairsVector {
+  const char* name;
+  std::optional<Tensor> Pairs::* of;
+  bool of_keys;
+};
+constexpr PairsVector kPairsVectors[] = {
+    {"below", &Pairs::below, false},           {"above", &Pairs::above, false},
+    {"query_bias", &Pairs::query_bias, false}, {"key_bias", &Pairs::key_bias, true},
+    {"ceiling", &Pairs::ceiling, false},
 };
 
 constexpr size_t kMostFilters = 3;
