@@ -44,7 +44,7 @@ __device__ inline bool contains(const int64_t* begin, const int64_t* end, int64_
 
 template <class T>
 __device__ bool is_wanted(const Scoring<T>& scoring, int64_t query, T score, int64_t key) {
-  if (!keeps(scoring.pairs, query, key, score)) return false;
+  if (!scoring.pairs.keeps(query, key, score)) return false;
   if (!scoring.exclude_offsets) return true;
   const int64_t* offset = scoring.exclude_offsets + query;
   return !contains(scoring.exclude_keys + offset[0], scoring.exclude_keys + offset[1], key);

@@ -27,18 +27,6 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, const Arguments&... argu
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Whether pairs of this similarity are kept.
-template <class T>
-__device__ bool keeps(const KeptPairs<T>& pairs, int64_t query, int64_t key, T similarity) {
-  if (pairs.below && !(similarity < pairs.below[query])) return false;
-  if (pairs.above && !(similarity > pairs.above[query])) return false;
-  for (int f = 0; f < static_cast<int>(kMostFilters); ++f)
-    if (f < pairs.filters &&
-        (pairs.query_ids[f][query] == pairs.key_ids[f][key]) != pairs.keep_same[f])
-      return false;
-  return true;
-}
-
 // Similarity of row i and column j of the slab.
 template <class T>
 __device__ T similarity(const Problem<T>& problem, const Slab<T>& slab, int64_t i, int64_t j) {
@@ -55,7 +43,7 @@ __device__ inline double rounded_product(double a, double b) { return __dmul_rn(
 // -inf where the pair is dropped.
 template <class T>
 __device__ T logit(const Problem<T>& problem, T scale, T similarity, int64_t query, int64_t key) {
-  if (!keeps(problem.pairs, query, key, similarity)) return -kInfinity<T>;
+  if (!problem.pairs.keeps(query, key, similarity)) return -kInfinity<T>;
   return rounded_product(scale, similarity);
 }
 

@@ -5,24 +5,14 @@
 
 #include <cstdint>
 
-#include "../pairs.h"
 #include "../statistics.h"
+#include "kept_pairs.h"
 
 namespace cl::cuda {
 
 using torch::headeronly::ScalarType;
 
 inline int64_t divided(int64_t count, int64_t part) { return (count + part - 1) / part; }
-
-// Which pairs are kept, as cl::Pairs says.
-template <class T>
-struct KeptPairs {
-  int filters = 0;
-  const int64_t* query_ids[kMostFilters] = {};
-  const int64_t* key_ids[kMostFilters] = {};
-  bool keep_same[kMostFilters] = {};
-  const T *below = nullptr, *above = nullptr;  // of each query, or null
-};
 
 // What all slabs of a call share.
 template <class T>

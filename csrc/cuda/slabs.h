@@ -30,20 +30,6 @@ inline std::vector<Range> split(int64_t count, int64_t part) {
   return result;
 }
 
-template <class T>
-KeptPairs<T> kept_pairs(const Pairs& pairs) {
-  KeptPairs<T> result;
-  for (const bool keep_same : pairs.keep_same) {
-    const int f = result.filters++;
-    result.query_ids[f] = data<int64_t>(pairs.query_ids[f]);
-    result.key_ids[f] = data<int64_t>(pairs.key_ids[f]);
-    result.keep_same[f] = keep_same;
-  }
-  result.below = optional_data<T>(pairs.below);
-  result.above = optional_data<T>(pairs.above);
-  return result;
-}
-
 // A borrowed matrix on x's device, with any strides.
 template <class T>
 Tensor borrow(const Tensor& x, const T* first, std::array<int64_t, 2> sizes,
@@ -105,7 +91,7 @@ class Slabs {
     key_ranges_ = split(keys, width);
     buffer_ = scratch({std::min(height, query_.rows()) * width});
     problem_ = {data<T>(logits.scale), query_.nonfinite(), key().nonfinite(),
-                kept_pairs<T>(logits.call.pairs)};
+                KeptPairs<T>(logits.call.pairs)};
   }
 
   const Embeddings<T>& query() const { return query_; }

@@ -116,7 +116,7 @@ void select_best(const Tensor& packed, const Tensor& counts, const Best<float>& 
 template <class T>
 Scoring<T> scoring_of(const Search& search) {
   return {optional_data<T>(search.query_factor), optional_data<T>(search.key_factor),
-          kept_pairs<T>(search.pairs), optional_data<int64_t>(search.exclude_offsets),
+          KeptPairs<T>(search.pairs), optional_data<int64_t>(search.exclude_offsets),
           optional_data<int64_t>(search.exclude_keys)};
 }
 
