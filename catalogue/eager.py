@@ -8,10 +8,14 @@ each is at least as fast as the other way of writing it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from catalogue.folds import FOLDS, FoldCase
 from cl_kernels.pairs import PairFilter, Where, as_filters
 
 
@@ -110,41 +114,28 @@ def siglip(
     return losses.sum(1) if reduction == "none" else losses.sum() / len(logits)
 
 
-def row_logsumexp(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    return ((scale * query) @ key.T).logsumexp(1)
+def statistic(sides: str, fold: FoldCase) -> Callable[..., Any]:
+    """Of ``(query, key, scale)``, or of ``(x, scale)`` for "self"."""
+
+    def function(*arguments: Any) -> Tensor | tuple[Tensor, ...]:
+        *rows, scale = arguments
+        terms = fold.terms((scale * rows[0]) @ rows[-1].T)
+        dims = (1, 0) if sides == "row_col" else (1,)
+        values = [value for dim in dims for value in fold.eager(terms, dim)]
+        return values[0] if len(values) == 1 else tuple(values)
+
+    return function
 
 
-def row_col_logsumexp(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    logits = (scale * query) @ key.T
-    return logits.logsumexp(1), logits.logsumexp(0)
+STATISTICS = {
+    f"{sides}_{name}": statistic(sides, fold)
+    for name, fold in FOLDS.items()
+    for sides in ("row", "row_col", "self")
+}
 
 
-def self_logsumexp(x: Tensor, scale: float) -> Tensor:
-    return ((scale * x) @ x.T).logsumexp(1)
-
-
-def row_softplus_sum(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    return F.softplus((scale * query) @ key.T).sum(1)
-
-
-def row_col_softplus_sum(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    terms = F.softplus((scale * query) @ key.T)
-    return terms.sum(1), terms.sum(0)
-
-
-def self_softplus_sum(x: Tensor, scale: float) -> Tensor:
-    return row_softplus_sum(x, x, scale)
-
-
-def row_hinge_sum(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    terms = F.relu((scale * query) @ key.T)
-    return terms.sum(1), terms.count_nonzero(1)
-
-
-def row_col_hinge_sum(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, ...]:
-    terms = F.relu((scale * query) @ key.T)
-    return terms.sum(1), terms.count_nonzero(1), terms.sum(0), terms.count_nonzero(0)
-
-
-def self_hinge_sum(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return row_hinge_sum(x, x, scale)
+def __getattr__(name: str) -> Callable[..., Any]:
+    """The statistics by their names, as the losses."""
+    if name not in STATISTICS:
+        raise AttributeError(name)
+    return STATISTICS[name]

@@ -7,6 +7,8 @@ same forms in bfloat16 or float16 are what eager PyTorch does in that dtype.
 import torch
 import torch.nn.functional as F
 
+from catalogue.folds import FOLDS
+
 
 def kept(where, M, N):
     """[M, N] booleans: the pairs that every filter keeps."""
@@ -15,16 +17,6 @@ def kept(where, M, N):
         same = f.query_ids[:, None] == f.key_ids[None, :]
         keep &= same if f.keep == "same" else ~same
     return keep
-
-
-def folded(fold, logits, dim):
-    """The values of a fold over one dimension of logits, where dropped pairs are -inf."""
-    if fold == "logsumexp":
-        return (logits.logsumexp(dim),)
-    if fold == "softplus_sum":
-        return (torch.logaddexp(logits, torch.zeros_like(logits)).sum(dim),)
-    assert fold == "hinge_sum"
-    return logits.clamp_min(0).sum(dim), (logits > 0).sum(dim)
 
 
 def statistics(
@@ -60,7 +52,7 @@ def statistics(
         logits = logits + key_bias
     masked = logits.masked_fill(~keep, -torch.inf)
     dims = (1, 0) if "_col_" in primitive else (1,)
-    return tuple(x for dim in dims for x in folded(fold, masked, dim)), logits
+    return tuple(x for dim in dims for x in FOLDS[fold].textbook(masked, dim)), logits
 
 
 def rows(x, normalize):
