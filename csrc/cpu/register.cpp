@@ -20,11 +20,18 @@ std::pair<Sides, std::string> parts_of(const std::string& statistic) {
 }
 
 template <class T>
+std::string epilogue_names() {
+  std::string names;
+  for (const Epilogue<T>& epilogue : kEpilogues<T>)
+    names += std::string(names.empty() ? "" : ", ") + epilogue.name;
+  return names;
+}
+
+template <class T>
 const Epilogue<T>& epilogue_of(const std::string& name) {
   for (const Epilogue<T>& epilogue : kEpilogues<T>)
     if (name == epilogue.name) return epilogue;
-  STD_TORCH_CHECK(false, "cl_kernels: epilogue: expected softplus, difference or sigmoid, got ",
-                  name);
+  STD_TORCH_CHECK(false, "cl_kernels: epilogue: expected ", epilogue_names<T>(), ", got ", name);
 }
 
 // compute(step) for the Contrast of the statistic's fold.
