@@ -8,8 +8,9 @@
 //   weight(logit, value)    d value / d logit, for a logit above -inf
 //   both(value, other)      the value over two sets of pairs
 // and kCounts, whether its results are a value and a count instead of a value alone; kName, which
-// is that of the statistic without its sides. csrc/cpu/tile_folds.inl has the same over whole
-// tiles, vectorised.
+// is that of the statistic without its sides. Of a fold whose state is kSums sums, one of each
+// term<n>(logit), csrc/cpu/tile_folds.inl makes the same over whole tiles, vectorised; others have
+// their loops there. What takes functions from Math is compiled there with vectorised ones.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -26,6 +27,19 @@ constexpr T kLowest = static_cast<T>(-3e38);
 
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+struct StdMath {
+  template <class T>
+  CL_HOST_DEVICE static T exp_nonpositive(T x) {
+    return std::exp(x);
+  }
+
+  // log(1 + u) for u in [0, 1].
+  template <class T>
+  CL_HOST_DEVICE static T log1p_unit(T u) {
+    return std::log1p(u);
+  }
+};
 
 // What a statistic is of: the rows, rows and columns, or the rows of a matrix with itself.
 enum class Sides { row, row_col, self };
@@ -83,7 +97,10 @@ struct LogSumExp {
 
   CL_HOST_DEVICE void write(Outputs<T> out, int64_t at) const { out.value[at] = value(); }
 
-  CL_HOST_DEVICE static T weight(T logit, T value) { return std::exp(logit - value); }
+  template <class Math = StdMath>
+  CL_HOST_DEVICE static T weight(T logit, T value) {
+    return Math::exp_nonpositive(logit - value);
+  }
 
   CL_HOST_DEVICE static T both(T value, T other) {
     LogSumExp all = nothing();
@@ -99,13 +116,18 @@ struct SoftplusSum {
   using Number = T;
   static constexpr const char* kName = "softplus_sum";
   static constexpr bool kCounts = false;
+  static constexpr int kSums = 1;
 
   double sum;  // of more terms than T could add up one by one
 
-  CL_HOST_DEVICE static SoftplusSum nothing() { return {0}; }
-  CL_HOST_DEVICE static SoftplusSum of(T logit) {
-    return {(logit <= 0 ? T(0) : logit) + std::log1p(std::exp(-std::abs(logit)))};
+  template <int N, class Math = StdMath>
+  CL_HOST_DEVICE static T term(T logit) {
+    const T small = Math::exp_nonpositive(logit < 0 ? logit : -logit);
+    return (logit <= 0 ? T(0) : logit) + Math::log1p_unit(small);
   }
+
+  CL_HOST_DEVICE static SoftplusSum nothing() { return {0}; }
+  CL_HOST_DEVICE static SoftplusSum of(T logit) { return {term<0>(logit)}; }
 
   CL_HOST_DEVICE void merge(SoftplusSum other) { sum += other.sum; }
 
@@ -113,8 +135,9 @@ struct SoftplusSum {
     out.value[at] = static_cast<T>(sum);
   }
 
+  template <class Math = StdMath>
   CL_HOST_DEVICE static T weight(T logit, T) {
-    const T small = std::exp(-std::abs(logit));
+    const T small = Math::exp_nonpositive(logit < 0 ? logit : -logit);
     return (logit < 0 ? small : T(1)) / (1 + small);
   }
 
@@ -127,13 +150,20 @@ struct HingeSum {
   using Number = T;
   static constexpr const char* kName = "hinge_sum";
   static constexpr bool kCounts = true;
+  static constexpr int kSums = 2;
 
   double sum, count;
 
-  CL_HOST_DEVICE static HingeSum nothing() { return {0, 0}; }
-  CL_HOST_DEVICE static HingeSum of(T logit) {
-    return {logit <= 0 ? T(0) : logit, logit > 0 ? 1. : 0.};
+  template <int N, class Math = StdMath>
+  CL_HOST_DEVICE static T term(T logit) {
+    if constexpr (N == 0)
+      return logit <= 0 ? T(0) : logit;
+    else
+      return logit > 0 ? T(1) : T(0);
   }
+
+  CL_HOST_DEVICE static HingeSum nothing() { return {0, 0}; }
+  CL_HOST_DEVICE static HingeSum of(T logit) { return {term<0>(logit), term<1>(logit)}; }
 
   CL_HOST_DEVICE void merge(HingeSum other) {
     sum += other.sum;
@@ -145,7 +175,10 @@ struct HingeSum {
     out.count[at] = static_cast<int64_t>(count);
   }
 
-  CL_HOST_DEVICE static T weight(T logit, T) { return logit > 0 ? 1 : logit <= 0 ? 0 : logit; }
+  template <class Math = StdMath>
+  CL_HOST_DEVICE static T weight(T logit, T) {
+    return logit > 0 ? 1 : logit <= 0 ? 0 : logit;
+  }
 
   CL_HOST_DEVICE static T both(T value, T other) { return value + other; }
 };

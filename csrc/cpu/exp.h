@@ -74,4 +74,20 @@ __attribute__((always_inline)) inline T log1p_unit(T u) {
   return 2 * s * series;
 }
 
+namespace {
+
+// For folds. Unnamed: what is compiled with it is each file's own, for its instruction set.
+struct VectorMath {
+  template <class T>
+  __attribute__((always_inline)) static T exp_nonpositive(T x) {
+    return cpu::exp_nonpositive(x);
+  }
+
+  template <class T>
+  __attribute__((always_inline)) static T log1p_unit(T u) {
+    return cpu::log1p_unit(u);
+  }
+};
+
+}  // namespace
 }  // namespace cl::cpu

@@ -1,5 +1,7 @@
 // What becomes of tiles of similarities and of logits, for tile_kernels.inl: which pairs are
 // dropped, and the folds.
+#include <utility>
+
 #include "exp.h"
 #include "tile_kernels.h"
 
@@ -105,11 +107,6 @@ void drop_above(T* __restrict z, int64_t m, int64_t n, const T* __restrict simil
 // Log-sum-exps
 
 template <class T>
-T pair_weight(LogSumExp<T>, T logit, T value) {
-  return exp_nonpositive(logit - value);
-}
-
-template <class T>
 T row_max(const T* z, int64_t n) {
   T best[kLanes];
   for (int l = 0; l < kLanes; ++l) best[l] = kLowest<T>;
@@ -142,21 +139,6 @@ __attribute__((always_inline)) inline void fold_strip(const T* z, int64_t m, int
 
 // Sums
 
-template <class T>
-__attribute__((always_inline)) inline T softplus(T z) {
-  return (z <= 0 ? T(0) : z) + log1p_unit(exp_nonpositive(z < 0 ? z : -z));
-}
-
-template <class T>
-__attribute__((always_inline)) inline T hinge(T z) {
-  return z <= 0 ? T(0) : z;
-}
-
-template <class T>
-__attribute__((always_inline)) inline T is_positive(T z) {
-  return z > 0 ? T(1) : T(0);
-}
-
 template <class T, T (*TERM)(T)>
 T sum_row(const T* z, int64_t n) {
   T lanes[kLanes] = {};
@@ -173,41 +155,36 @@ __attribute__((always_inline)) inline void sum_strip(const T* z, int64_t m, int6
     for (int l = 0; l < count; ++l) sums[l] += TERM(z[i * n + l]);
 }
 
-template <class T>
-void fold_rows(const T* z, int64_t m, int64_t n, SoftplusSum<T>* states) {
-  for (int64_t i = 0; i < m; ++i, z += n) states[i] = {sum_row<T, softplus<T>>(z, n)};
+// Of the folds that are sums
+
+template <class Fold>
+using Sums = std::make_integer_sequence<int, Fold::kSums>;
+
+template <class Fold, class T, int... N>
+Fold sums_of_row(const T* z, int64_t n, std::integer_sequence<int, N...>) {
+  return {sum_row<T, Fold::template term<N, VectorMath>>(z, n)...};
 }
 
-template <class T>
-void fold_rows(const T* z, int64_t m, int64_t n, HingeSum<T>* states) {
-  for (int64_t i = 0; i < m; ++i, z += n)
-    states[i] = {sum_row<T, hinge<T>>(z, n), sum_row<T, is_positive<T>>(z, n)};
+template <class T, class Fold>
+  requires(Fold::kSums > 0)
+void fold_rows(const T* z, int64_t m, int64_t n, Fold* states) {
+  for (int64_t i = 0; i < m; ++i, z += n) states[i] = sums_of_row<Fold>(z, n, Sums<Fold>{});
 }
 
-template <class T>
-void fold_strip(const T* z, int64_t m, int64_t n, int count, SoftplusSum<T>* states) {
-  T sums[kLanes];
-  sum_strip<T, softplus<T>>(z, m, n, count, sums);
-  for (int l = 0; l < count; ++l) states[l] = {sums[l]};
+template <class Fold, class T, int... N>
+__attribute__((always_inline)) inline void sums_of_strip(const T* z, int64_t m, int64_t n,
+                                                         int count, Fold* states,
+                                                         std::integer_sequence<int, N...>) {
+  T sums[sizeof...(N)][kLanes];
+  (sum_strip<T, Fold::template term<N, VectorMath>>(z, m, n, count, sums[N]), ...);
+  for (int l = 0; l < count; ++l) states[l] = {sums[N][l]...};
 }
 
-template <class T>
-void fold_strip(const T* z, int64_t m, int64_t n, int count, HingeSum<T>* states) {
-  T sums[kLanes], counts[kLanes];
-  sum_strip<T, hinge<T>>(z, m, n, count, sums);
-  sum_strip<T, is_positive<T>>(z, m, n, count, counts);
-  for (int l = 0; l < count; ++l) states[l] = {sums[l], counts[l]};
-}
-
-template <class T>
-T pair_weight(SoftplusSum<T>, T logit, T) {
-  const T small = exp_nonpositive(logit < 0 ? logit : -logit);
-  return (logit < 0 ? small : T(1)) / (1 + small);
-}
-
-template <class T>
-T pair_weight(HingeSum<T>, T logit, T value) {
-  return HingeSum<T>::weight(logit, value);
+template <class T, class Fold>
+  requires(Fold::kSums > 0)
+__attribute__((always_inline)) inline void fold_strip(const T* z, int64_t m, int64_t n, int count,
+                                                      Fold* states) {
+  sums_of_strip<Fold>(z, m, n, count, states, Sums<Fold>{});
 }
 
 // Columns of any fold
@@ -225,7 +202,7 @@ void fold_cols(const T* z, int64_t m, int64_t n, Fold* states) {
 // multiply-add would keep what the statistic has lost, and at 1e6 be off by a quarter of a weight.
 template <class Fold, class T = typename Fold::Number>
 T weigh(T logit, T grad, T value) {
-  return logit == -kInfinity<T> ? T(0) : grad * pair_weight(Fold{}, logit, value);
+  return logit == -kInfinity<T> ? T(0) : grad * Fold::template weight<VectorMath>(logit, value);
 }
 
 template <class Fold, class T = typename Fold::Number>
