@@ -1,4 +1,4 @@
-"""Whether arguments are numbers and integers: NumPy's count, booleans do not."""
+"""Whether arguments are numbers, integers (NumPy's count, booleans do not) or booleans."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def check_number(name: str, value: Any, expected: str = "a number") -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_integers(name: str, x: Any, *, booleans: bool = False) -> None:

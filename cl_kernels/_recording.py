@@ -21,6 +21,7 @@ class PrimitiveCall:
         backend: Which backend would serve it.
         asked: Where that backend was asked for by name, if it was.
         M, N: How many rows and columns.
+        guide_width: Of another model's embeddings, whose product is made too; 0 without them.
     """
 
     request: Request
@@ -28,6 +29,7 @@ class PrimitiveCall:
     asked: str | None
     M: int
     N: int
+    guide_width: int = 0
 
     @property
     def primitive(self) -> str:

@@ -122,9 +122,15 @@ def _width(x: Tensor) -> int:
 
 
 def note_call(
-    request: Request, name: str, backend: str | None, query: Tensor, shape: tuple[int, int]
+    request: Request,
+    name: str,
+    backend: str | None,
+    query: Tensor,
+    shape: tuple[int, int],
+    guide_width: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """For ``explain``: zeros in place of the statistics of rows and columns."""
     asked = requested(backend)
     source = None if asked is None else asked[1]
-    return _recording.record(_recording.PrimitiveCall(request, name, source, *shape), query)
+    call = _recording.PrimitiveCall(request, name, source, *shape, guide_width)
+    return _recording.record(call, query)

@@ -36,7 +36,8 @@ class Plan:
             return products, 0  # the backward pass of a search sees the pairs found only
         halved = statistic.of_one and c.request.device.type in BACKENDS[c.backend].halves_gram_on
         visited = products / 2 if halved else products
-        return _FORWARD * visited, _BACKWARD * visited
+        guides = 2 * c.M * c.N * c.guide_width  # whose similarities are not symmetric
+        return _FORWARD * visited + guides, _BACKWARD * visited + guides
 
     @property
     def _statistic(self) -> Statistic | None:

@@ -274,3 +274,28 @@ class TestExplain:
     def test_bad_arguments_raise_as_in_the_call(self):
         with pytest.raises(ValueError, match="key"):
             cl_kernels.explain(cl_kernels.row_logsumexp, unit_rows(3, 4), unit_rows(3, 5))
+
+
+def test_explain_tells_of_negatives_of_each_query():
+    x, own = unit_rows(4, 3), unit_rows(20, 3).view(4, 5, 3)
+    for options, shapes in (
+        ({}, [(4, 5)]),
+        ({"in_batch_negatives": True}, [(4, 4), (4, 5)]),
+    ):
+        plans = cl_kernels.explain(cl_kernels.info_nce, x, x, own, **options).plans
+        assert [(plan.call.M, plan.call.N) for plan in plans] == shapes
+    plans = cl_kernels.explain(cl_kernels.info_nce, x, x, unit_rows(30, 3), hardest=2).plans
+    found = [(plan.call.primitive, plan.call.M, plan.call.N) for plan in plans]
+    assert found == [("topk", 4, 30), ("row_logsumexp", 4, 2)]
+
+
+def test_explain_counts_the_product_of_a_guide():
+    x, guide = unit_rows(4, 3), unit_rows(4, 10)
+
+    def flops(**options):
+        (plan,) = cl_kernels.explain(cl_kernels.row_logsumexp, x, x, **options).plans
+        return plan.flops
+
+    plain, guided = flops(), flops(guide=(guide, guide, 0.5))
+    product = 2 * 4 * 4 * 10
+    assert guided == (plain[0] + product, plain[1] + product)

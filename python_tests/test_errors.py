@@ -7,6 +7,7 @@ import torch
 
 import cl_kernels
 from cl_kernels import ClipLoss, InfoNCELoss, NTXentLoss, PairFilter
+from python_tests.helpers import unit_rows
 
 X, Y = torch.randn(4, 3), torch.randn(5, 3)
 A, B = torch.randn(4, 3), torch.randn(4, 3)
@@ -311,3 +312,31 @@ def test_contrast():
 def test_debug_checks_nest():
     with cl_kernels.debug_checks(), cl_kernels.debug_checks():
         assert gram().isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["normalize", "in_batch_negatives"])
+def test_flags_that_are_none(name):
+    x = unit_rows(4, 3)
+    calls = {
+        "info_nce": lambda **flag: cl_kernels.info_nce(x, x, **flag),
+        "nt_xent": lambda **flag: cl_kernels.nt_xent(x, x, **flag),
+        "clip": lambda **flag: cl_kernels.clip(x, x, 1.0, **flag),
+        "siglip": lambda **flag: cl_kernels.siglip(x, x, 1.0, **flag),
+        "statistic": lambda **flag: cl_kernels.row_hinge_sum(x, x, **flag),
+        "topk": lambda **flag: cl_kernels.topk(x, x, 1, **flag),
+    }
+    for call in calls.values() if name == "normalize" else [calls["info_nce"]]:
+        with pytest.raises(TypeError, match=f"{name}: expected True or False, got 'no'"):
+            call(**{name: "no"})
+
+
+@pytest.mark.parametrize("count", [-1, 6])
+def test_numbers_of_negatives_that_are_not_there(count):
+    x, own = unit_rows(2, 3), unit_rows(10, 3).view(2, 5, 3)
+    with pytest.raises(ValueError, match=f"negative_mask: expected from 0 to 5 .*, got {count}"):
+        cl_kernels.info_nce(x, x, own, negative_mask=torch.tensor([5, count]))
+
+
+def test_a_module_is_named_by_its_own_name():
+    with pytest.raises(TypeError, match="SigLipLoss"):
+        cl_kernels.SigLipLoss(temperature=0.1)  # pyright: ignore[reportCallIssue]

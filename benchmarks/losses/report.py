@@ -161,11 +161,20 @@ def slower_than_eager(summary: dict[str, Any]) -> list[str]:
 
 def disturbed(summary: dict[str, Any]) -> list[str]:
     """Cases that other processes kept from being timed well."""
-    return [
-        f"{case} against {rival} ({entry[rival]['neighbours']:.2g})"
+    timed = [
+        (f"{case} against {rival}", entry[rival])
         for case, entry in by_case(summary["time"]).items()
         for rival in ("eager", "product")
-        if rival in entry and entry[rival]["neighbours"] > DISTURBED
+        if rival in entry
+    ]
+    timed += [
+        (" ".join(str(entry[name]) for name in OptionCase._fields), entry)
+        for entry in summary.get("options", ())
+    ]
+    return [
+        f"{name} ({result['neighbours']:.2g})"
+        for name, result in timed
+        if result["neighbours"] > DISTURBED
     ]
 
 

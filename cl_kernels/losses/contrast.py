@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
+from cl_kernels._numbers import check_flag
 from cl_kernels._ops import define_overloads, new_like, overload
-from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import CALL, Call, as_call, note_call, request_of, scale_tensor
@@ -118,6 +118,7 @@ def contrast(
         backend: Which backend serves the call.
         vectors: Other options of ``Pairs``; biases are added to the positives' logits too.
     """
+    check_flag("normalize", recipe.normalize)
     M, N = first.shape[0], second.shape[0]
     if STATISTICS[recipe.statistic].of_one:
         M = N = M + N
@@ -127,20 +128,22 @@ def contrast(
     request = request_of(recipe.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
-        if counted is not None and not recipe.in_batch:  # no tiles
-            return total(first.new_zeros(M, dtype=accumulator(first)), reduction)
-        shared = negative_keys if recipe.in_batch and counted is None else None
-        return _explained(request, name, backend, first, (M, N), shared, reduction)
+        own = counted is not None
+        shapes = [(M, N)] if recipe.in_batch or not own else []
+        if negative_keys is not None and (own or recipe.in_batch):
+            shapes.append((M, counted.shape[1] if own else negative_keys.shape[0]))
+        return _explained(request, name, backend, first, shapes, reduction)
     return _contrast(recipe, reduction, name, call, scale, first, second, negative_keys, counted)
 
 
-def _explained(request, name, backend, first, shape, negative_keys, reduction) -> Tensor:
-    rows, _ = note_call(request, name, backend, first, shape)
-    if negative_keys is not None:
+def _explained(request, name, backend, first, shapes, reduction) -> Tensor:
+    """Notes a visit of each set of negatives; those of further ones are of rows."""
+    rows = []
+    for shape in shapes:
+        rows.append(note_call(request, name, backend, first, shape)[0])
         fold = STATISTICS[request.operation].fold.name
-        further = request._replace(operation=f"row_{fold}", options=())
-        note_call(further, name, backend, first, (shape[0], negative_keys.shape[0]))
-    return total(rows, reduction)
+        request = request._replace(operation=f"row_{fold}", options=())
+    return total(rows[0], reduction)
 
 
 @in_graph

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cl_kernels._numbers import check_flag
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, check_embeddings, check_indices
 from cl_kernels.losses import epilogues
@@ -30,6 +31,7 @@ from cl_kernels.losses.hardest import (
     own_similarity,
 )
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.reading import readable
 from cl_kernels.statistics.functions import row_logsumexp
 from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
@@ -86,6 +88,7 @@ def info_nce(
     query, positive_key = as_inputs(query=query, positive_key=positive_key)
     check_reduction(reduction)
     hardest = check_hardest(hardest)
+    check_flag("normalize", normalize)
     if target is None:
         check_same_rows("positive_key", positive_key, "query", query)
     else:
@@ -98,6 +101,7 @@ def info_nce(
     counted = _counted(negative_mask, negative_keys)
     if in_batch_negatives is None:
         in_batch_negatives = negative_keys is None
+    check_flag("in_batch_negatives", in_batch_negatives)
     shared = negative_keys is not None and negative_keys.dim() == 2
     filters = as_filters(where, most=1 if in_batch_negatives else 2)
     if filters and not (in_batch_negatives or shared):
@@ -249,6 +253,9 @@ def _counted(mask: Tensor | None, negative_keys: Tensor | None) -> Tensor | None
     if mask.dtype == torch.bool and mask.shape == (B, K):
         return mask
     if mask.dtype in (torch.int64, torch.int32) and mask.shape == (B,):
+        if readable(mask) and bool(((mask < 0) | (mask > K)).any()):
+            wrong = mask[(mask < 0) | (mask > K)][0].item()
+            raise ValueError(f"negative_mask: expected from 0 to {K} negatives, got {wrong}")
         return torch.arange(K, device=mask.device) < mask[:, None]
     raise ValueError(
         f"negative_mask: expected bool of shape [{B}, {K}] or integers of shape [{B}], "

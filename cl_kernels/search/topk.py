@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
+from cl_kernels._numbers import check_flag
 from cl_kernels.calls import Call, note_call, request_of
 from cl_kernels.checks import Bound, as_bound, check_count, check_embeddings, check_filters
 from cl_kernels.csr import CSR, Lists, left_out
@@ -86,6 +87,8 @@ def topk(
     _check_key(keys, queries)
     queries = queries.to(keys.dtype)
     k = check_count("k", k, _MOST_KEYS - 1)
+    check_flag("normalize", normalize)
+    check_flag("largest", largest)
     M, N = queries.shape[0], keys.shape[0]
     filters = check_filters(where, (M, N), queries.device)
     excluded = None

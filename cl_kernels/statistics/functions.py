@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
+from cl_kernels._numbers import check_flag
 from cl_kernels.calls import as_call, note_call, request_of
 from cl_kernels.checks import (
     Bound,
@@ -95,7 +96,8 @@ def row_logsumexp(
             serves it).
         key: Embeddings, shape [N, D], same dtype and device as ``query``.
         scale: Inverse temperature: a float, or a 0-d tensor that may require grad.
-        options: Which pairs count, biases and precision: see ``Options``.
+        options: Which pairs count, biases and precision: see
+            ``cl_kernels.statistics.functions.Options``.
 
     Returns:
         float32 tensor of shape [M] (float64 for float64 embeddings). A query with no kept key
@@ -216,6 +218,8 @@ def _statistic(
     for option in options:
         if option not in _NAMES:
             raise TypeError(f"{name}: got an unexpected option, {option!r}")
+    normalize = options.get("normalize", False)
+    check_flag("normalize", normalize)
     shape = query.shape[0], (query if key is None else key).shape[0]
     call = as_call(
         query,
@@ -229,8 +233,11 @@ def _statistic(
     request = request_of(name, query, call)
     chosen = choose(backend, request)
     if _recording.active():
-        return STATISTICS[name].from_zeros(*note_call(request, chosen, backend, query, shape))
-    if options.get("normalize", False):
+        guide = call.pairs.query_guide
+        guide_width = 0 if guide is None else guide.shape[1]
+        zeros = note_call(request, chosen, backend, query, shape, guide_width)
+        return STATISTICS[name].from_zeros(*zeros)
+    if normalize:
         query = float_rows(query, normalize=True)
         key = None if key is None else float_rows(key, normalize=True)
     return streamed(name, chosen, call, scale, query, key)

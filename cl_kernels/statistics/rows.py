@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_kernels._numbers import check_flag
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 
@@ -54,6 +55,7 @@ class _UnitRows(torch.autograd.Function):
 
 def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
     """Differentiable rows of x in float32 (or float64), of unit length if ``normalize``."""
+    check_flag("normalize", normalize)
     if normalize:
         return _unit_rows(x)
     return x if x.dtype == torch.float64 else x.float()

@@ -17,6 +17,9 @@ __all__ = ["TABLE", "WIDE", "Config"]
 KNEE = {"half": 128, "tf32": 128, "ieee": 64}
 MEAN_KEY_KNEE = {"half": 256, "tf32": 128, "ieee": 64}
 
+# A limit that the assembler has anyway; without one it spills to make room for more programs.
+MOST_REGISTERS = 255
+
 _tried: dict[str, Config] = {}  # by family: what a measurement asks for in place of the table
 
 
@@ -69,7 +72,7 @@ def narrowed(family: str, kind: str, config: Config) -> Config:
     """A configuration for such calls. Found by compiling."""
     rows, cols = config.BLOCK_M // 2, max(config.BLOCK_N // 2, 16)
     if kind == "ieee":
-        return config._replace(BLOCK_M=rows, BLOCK_N=max(cols // 2, 16), num_warps=4)
+        return config._replace(BLOCK_M=rows, BLOCK_N=cols, num_warps=4)
     if kind == "tf32":  # the matrix instructions of sm_90 take 64 rows
         return config._replace(BLOCK_M=max(rows, 64), BLOCK_N=cols)
     if config.BLOCK_M > config.BLOCK_N and not family.endswith("forward"):

@@ -27,8 +27,6 @@ HEADROOM = 70.0  # exp(70) times any number of keys stays below float32's larges
 class Problem:
     """One call: its two sides, which of their pairs count, and the precision of products."""
 
-    maxnreg: int | None = None  # a limit for the assembler, where not its own
-
     def __init__(
         self, query: Tensor, key: Tensor | None, scale: Tensor | None,
         pairs, compute_dtype: torch.dtype, logit_bound: float | None, fold: str = "logsumexp",
@@ -60,6 +58,11 @@ class Problem:
     @property
     def narrow(self) -> bool:
         return configs.narrows(self.kind, self.plain, self.fold.is_sum)
+
+    @property
+    def maxnreg(self) -> int | None:
+        """A limit for the assembler, where not its own."""
+        return configs.MOST_REGISTERS if self.narrow and self.kind == "ieee" else None
 
     @property
     def wide(self) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cl_kernels.backends.gpu import cuts, rounds
 
+from . import configs
 from .configs import Config
 from .launch import launch
 from .problem import Problem
@@ -24,8 +25,6 @@ def stored_config(config: Config) -> Config:
 class Search(Problem):
     """One call of ``topk``."""
 
-    maxnreg = 255  # or the assembler spills to make room for more programs
-
     def __init__(
         self, query, key, k, query_factor, key_factor, exclude_offsets, exclude_keys, pairs
     ):
@@ -40,6 +39,10 @@ class Search(Problem):
     def narrow(self) -> bool:
         """The table's tiles have room for what a search takes."""
         return False
+
+    @property
+    def maxnreg(self) -> int:
+        return configs.MOST_REGISTERS
 
     def run(self, config: Config) -> tuple[Tensor, Tensor]:
         tile = config.BLOCK_M, config.BLOCK_N

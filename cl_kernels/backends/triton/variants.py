@@ -15,7 +15,7 @@ from .folds import BOUNDED_LOGSUMEXP, FOLDS, LOGSUMEXP, Fold
 from .forward import row_col_fwd_kernel
 from .gram import self_bwd_kernel, self_fwd_kernel
 from .pairs import BOUNDS, KEEP_ALL, KEEP_DIFFERENT, KEEP_SAME, MAX_FILTERS, Side
-from .search import Search, stored_config
+from .search import stored_config
 from .slabs import row_col_weights_kernel, self_weights_kernel
 from .tiles import INTEGERS, Tile
 from .topk import topk_scan_kernel
@@ -116,9 +116,10 @@ class Variant:
 
     @property
     def options(self) -> dict[str, Any]:
+        limited = self.family == "topk" or (self.narrow and self.tile.PRECISION == "ieee")
         return {
             "num_warps": self.config.num_warps, "num_stages": self.config.num_stages,
-            "enable_fp_fusion": True, "maxnreg": Search.maxnreg if self.family == "topk" else None,
+            "enable_fp_fusion": True, "maxnreg": configs.MOST_REGISTERS if limited else None,
         }  # fmt: skip
 
 
