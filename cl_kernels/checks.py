@@ -236,7 +236,8 @@ def as_scalar(
         if not inverted:
             return value
         # float16 cannot hold the inverse of a temperature below 1.5e-5.
-        return 1 / value.to(torch.promote_types(value.dtype, torch.float32))
+        dtype = torch.float32 if like is None else accumulator(like)
+        return 1 / value.to(torch.promote_types(value.dtype, dtype))
     check_number(name, value, expected)
     if not torch.compiler.is_compiling():
         value = float(value)

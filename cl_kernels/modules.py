@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from cl_kernels._numbers import check_flag
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses import clip, info_nce, nt_xent, siglip
 from cl_kernels.losses.common import Reduction, check_reduction
@@ -27,6 +28,7 @@ class LossModule(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         check_reduction(settings["reduction"])
+        check_flag("normalize", settings["normalize"])
         self._settings = tuple(settings)
         for name, value in settings.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -107,6 +109,8 @@ class InfoNCELoss(LossModule):
     ) -> None:
         as_scalar("temperature", temperature, inverted=True)
         check_hardest(hardest)
+        if in_batch_negatives is not None:
+            check_flag("in_batch_negatives", in_batch_negatives)
         super().__init__(
             temperature=temperature,
             normalize=normalize,

@@ -105,7 +105,8 @@ def info_nce(
     shared = negative_keys is not None and negative_keys.dim() == 2
     filters = as_filters(where, most=1 if in_batch_negatives else 2)
     if filters and not (in_batch_negatives or shared):
-        raise ValueError("where: expected no filter with negatives of each query's own, got one")
+        given = "without negatives" if negative_keys is None else "with each query's own negatives"
+        raise ValueError(f"where: expected no filter {given}, got one")
 
     batch = _Batch(
         query, positive_key, negative_keys, counted, target, in_batch_negatives, filters,
@@ -185,7 +186,8 @@ def _by_parts(batch: _Batch, hardest: int | None, logit_bound, reduction, backen
         negatives = hardest_logsumexp(queries, sets, batch.scale, hardest, **statistic)
     else:
         negatives = _union(queries, sets, batch.scale, logit_bound=logit_bound, **statistic)
-    positives = keys if batch.target is None else keys[batch.target]
+    # Indexing would add up the gradients of a row that is the target of several in any order.
+    positives = keys if batch.target is None else keys.index_select(0, batch.target)
     positive = pair_logits(queries, positives, batch.scale)
     return total(epilogues.softplus(negatives, positive), reduction)
 

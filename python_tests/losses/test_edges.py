@@ -6,7 +6,7 @@ import torch
 import cl_kernels
 from catalogue import textbook
 from cl_kernels import PairFilter
-from python_tests.helpers import LOSSES, call_loss, views
+from python_tests.helpers import LOSSES, call_loss, unit_rows, views
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 each_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -82,3 +82,22 @@ def test_zero_rows_stay_zero(backend):
     torch.testing.assert_close(result.double(), truth, rtol=1e-6, atol=0)
     result.backward()
     assert first.grad.isfinite().all()
+
+
+def test_an_empty_queue_has_a_gradient():
+    x, queue = unit_rows(4, 3), torch.zeros(0, 3, requires_grad=True)
+    for hardest in (None, 2):
+        for in_batch in (True, False):
+            loss = cl_kernels.info_nce(x, x, queue, hardest=hardest, in_batch_negatives=in_batch)
+            (grad,) = torch.autograd.grad(loss, queue)
+            assert grad.shape == (0, 3)
+
+
+def test_a_temperature_of_float64_embeddings():
+    """Its inverse has the embeddings' digits."""
+    x = unit_rows(6, 3, torch.float64)
+    for function in (cl_kernels.nt_xent, cl_kernels.info_nce):
+        number = torch.tensor(0.05)
+        ours = function(x, x.roll(1, 0), temperature=number)
+        expected = function(x, x.roll(1, 0), temperature=number.item())
+        assert torch.equal(ours, expected)

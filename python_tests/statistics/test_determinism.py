@@ -15,6 +15,7 @@ from python_tests.helpers import (
     gradients,
     leaf,
     statistics,
+    unit_rows,
     upstream_like,
 )
 
@@ -133,3 +134,23 @@ def test_gradients_of_biases(sides, fold):
         return torch.autograd.grad(values, biases, [torch.ones_like(v) for v in values])
 
     same_bits(compute, repeats=100)
+
+
+def test_a_key_that_is_the_target_of_many():
+    """Its gradient is added up in one order, whichever way the loss goes."""
+    torch.manual_seed(0)
+    query, key = unit_rows(520, 64), unit_rows(527, 64).requires_grad_()
+    target, own = torch.randint(0, 8, (520,)), unit_rows(520, 64)[:, None]
+    ways = (
+        {"negative_keys": unit_rows(256, 64), "in_batch_negatives": True},
+        {"negative_keys": own, "in_batch_negatives": True},
+        {"negative_keys": unit_rows(256, 64), "reduction": "none"},
+    )
+    torch.set_num_threads(2)
+    for options in ways:
+        losses = cl_kernels.info_nce(query, key, target=target, **options)
+        found = {
+            torch.autograd.grad(losses.sum(), key, retain_graph=True)[0].numpy().tobytes()
+            for _ in range(20)
+        }
+        assert len(found) == 1
