@@ -17,6 +17,7 @@ from torch import Tensor
 
 from catalogue.folds import FOLDS, FoldCase
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.statistics.table import SIDES
 
 
 def dropped(f: PairFilter) -> Tensor:
@@ -128,14 +129,5 @@ def statistic(sides: str, fold: FoldCase) -> Callable[..., Any]:
 
 
 STATISTICS = {
-    f"{sides}_{name}": statistic(sides, fold)
-    for name, fold in FOLDS.items()
-    for sides in ("row", "row_col", "self")
+    f"{sides}_{name}": statistic(sides, fold) for name, fold in FOLDS.items() for sides in SIDES
 }
-
-
-def __getattr__(name: str) -> Callable[..., Any]:
-    """The statistics by their names, as the losses."""
-    if name not in STATISTICS:
-        raise AttributeError(name)
-    return STATISTICS[name]

@@ -12,6 +12,8 @@ from torch import Tensor
 import cl_kernels
 from benchmarks.gpu.device import device
 from cl_kernels import PairFilter
+from cl_kernels.statistics.table import SIDES
+from cl_kernels.statistics.table import STATISTICS as TABLE
 
 SCALE = 20.0
 BIAS = -10.0  # of SigLIP, where its paper starts
@@ -185,8 +187,11 @@ def contrast(query: Tensor, key: Tensor, scale: Tensor, **options) -> Outputs:
     return (cl_kernels.contrast(negatives, cl_kernels.pair_logits(query, key, scale)).mean(),)
 
 
-SIDES = "row", "row_col", "self"
-SUMS = {f"{side} {fold}": f"{side}_{fold}_sum" for fold in ("softplus", "hinge") for side in SIDES}
+SUMS = {
+    f"{s.sides} {s.fold.name.removesuffix('_sum')}": s.name
+    for s in TABLE.values()
+    if s.fold.name.endswith("_sum")
+}
 STATISTICS = {
     "row": _statistic("row_logsumexp"),
     "row, frozen key": _statistic("row_logsumexp", frozen=True),

@@ -91,7 +91,7 @@ def ours(case: GpuCase, inputs: list[Tensor]) -> Step:
 
 
 def _eager_loss(case: GpuCase) -> Callable[..., Any]:
-    function = getattr(eager, case.name)
+    function = eager.STATISTICS.get(case.name) or getattr(eager, case.name)
     if case.name == "clip":
         return function
     constant = TEMPERATURE.get(case.name, LOGIT_SCALE)

@@ -37,7 +37,8 @@ def _called(case: Case, who: str) -> Callable[..., Any]:
     """ "ours" or "eager", to be called with the inputs."""
     loss = LOSSES.get(case.name)
     if loss is None:
-        function = getattr(cl_kernels if who == "ours" else eager, case.name)
+        name = case.name
+        function = getattr(cl_kernels, name) if who == "ours" else eager.STATISTICS[name]
         return lambda *inputs: function(*inputs, LOGIT_SCALE)
     if loss.trains_scale:
         return getattr(loss, who)

@@ -88,7 +88,6 @@ def info_nce(
     query, positive_key = as_inputs(query=query, positive_key=positive_key)
     check_reduction(reduction)
     hardest = check_hardest(hardest)
-    check_flag("normalize", normalize)
     if target is None:
         check_same_rows("positive_key", positive_key, "query", query)
     else:

@@ -68,6 +68,11 @@ def narrows(kind: str, plain: bool, is_sum: bool) -> bool:
     return not plain or (is_sum and kind != "half")
 
 
+def register_limit(precision: str, narrow: bool) -> int | None:
+    """For the assembler, where not its own."""
+    return MOST_REGISTERS if narrow and precision == "ieee" else None
+
+
 def narrowed(family: str, kind: str, config: Config) -> Config:
     """A configuration for such calls. Found by compiling."""
     rows, cols = config.BLOCK_M // 2, max(config.BLOCK_N // 2, 16)

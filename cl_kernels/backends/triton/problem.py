@@ -61,8 +61,7 @@ class Problem:
 
     @property
     def maxnreg(self) -> int | None:
-        """A limit for the assembler, where not its own."""
-        return configs.MOST_REGISTERS if self.narrow and self.kind == "ieee" else None
+        return configs.register_limit(configs.precision(self.kind), self.narrow)
 
     @property
     def wide(self) -> bool:

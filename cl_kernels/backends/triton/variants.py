@@ -116,10 +116,11 @@ class Variant:
 
     @property
     def options(self) -> dict[str, Any]:
-        limited = self.family == "topk" or (self.narrow and self.tile.PRECISION == "ieee")
+        limit = configs.register_limit(self.tile.PRECISION, self.narrow)
         return {
             "num_warps": self.config.num_warps, "num_stages": self.config.num_stages,
-            "enable_fp_fusion": True, "maxnreg": configs.MOST_REGISTERS if limited else None,
+            "enable_fp_fusion": True,
+            "maxnreg": configs.MOST_REGISTERS if self.family == "topk" else limit,
         }  # fmt: skip
 
 
