@@ -21,13 +21,14 @@ VALUES = {float: torch.float32, int: torch.int64}  # and of a statistic's values
 
 @triton.jit
 def load_state(STATE, offset, cols, N, like):
+    # Triton 3.6 compiles what stands behind a return, unless that is in the other branch.
     first = load_vector(STATE[0] + offset, cols, N, False)
     if len(like) == 1:
         return (first,)
-    second = load_vector(STATE[1] + offset, cols, N, False)
-    if len(like) == 2:
-        return first, second
+    elif len(like) == 2:
+        return first, load_vector(STATE[1] + offset, cols, N, False)
     else:
+        second = load_vector(STATE[1] + offset, cols, N, False)
         return first, second, load_vector(STATE[2] + offset, cols, N, False)
 
 
