@@ -8,7 +8,8 @@ operations there are stand beside what they compute: ``statistics``, ``search``,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -63,13 +64,46 @@ def define_overloads(
         name = f"{operation}.{backend}"
         _library.define(name + schema)
         torch.library.register_fake(f"cl_kernels::{name}", fake, lib=_library)
-        if composed or not properties.compiled:
-            given = str if composed else backend_module  # the name itself
-            python = _without_autocast(implementation, given, backend)
-            defined[name] = python
-            _library.impl(name, python, "CompositeExplicitAutograd")
         compute = getattr(getattr(torch.ops.cl_kernels, operation), backend)
+        given = str if composed else backend_module  # the name itself
+        python = None
+        if composed or not properties.compiled:
+            python = defined[name] = _without_autocast(implementation, given, backend)
+        if properties.compiled:
+            python = _loading(backend, compute, python)
+        assert python is not None
+        _library.impl(name, python, "CompositeExplicitAutograd")
         _overloads[operation, backend] = interruptible(compute) if properties.compiled else compute
+
+
+def _loading(
+    backend: str, compute: Callable[..., Any], otherwise: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """What torch calls before the library is loaded: by a program that was exported elsewhere, in
+    whose process nobody chose a backend yet. After that, what the library does not have."""
+
+    def python(*args):
+        x = _first_tensor(args)
+        reason = backend_module(backend).unsupported(x.device, x.dtype)  # loads it
+        if reason is None and not getattr(_loaded, "just_now", False):
+            _loaded.just_now = True
+            try:
+                return compute(*args)
+            finally:
+                _loaded.just_now = False
+        if otherwise is not None:
+            return otherwise(*args)
+        raise NotImplementedError(f"cl_kernels: {compute} has no kernel on {x.device}: {reason}")
+
+    return python
+
+
+_loaded = threading.local()
+
+
+def _first_tensor(args: Sequence[Any]) -> Tensor:
+    flat = (x for a in args for x in (a if isinstance(a, (list, tuple)) else (a,)))
+    return next(x for x in flat if isinstance(x, Tensor))
 
 
 def _without_autocast(
@@ -77,7 +111,7 @@ def _without_autocast(
 ) -> Callable[..., Any]:
     def python(*args):
         # The tile products' dtype is an argument: autocast has had its say already.
-        device_type = next(a for a in args if isinstance(a, Tensor)).device.type
+        device_type = _first_tensor(args).device.type
         if not torch.is_autocast_enabled(device_type):
             return implementation(given(backend), *args)
         with torch.autocast(device_type, enabled=False):

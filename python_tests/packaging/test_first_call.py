@@ -1,5 +1,5 @@
-"""torch.compile where nothing of the package was called before: backends are imported and their
-libraries loaded while it traces."""
+"""Where nothing of the package was called before: torch.compile, while which traces backends are
+imported and their libraries loaded, and programs that another process exported."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import cl_kernels
 from python_tests.helpers import unit_rows
@@ -57,17 +58,64 @@ def succeeds(test, *args):
     return os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
-def test_compiled_at_the_first_call():
+class Exported(torch.nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def forward(self, x, y):
+        return CALLS[self.name](x, y)
+
+
+EXPORTED = "row_logsumexp", "self_logsumexp", "nt_xent", "info_nce", "clip", "topk"
+
+
+def inputs():
+    torch.manual_seed(0)
+    return unit_rows(8, 4), unit_rows(8, 4)
+
+
+def first_call_of_exported(path):
+    program, expected = torch.export.load(path), torch.load(path.with_suffix(".pt"))
+    for actual, value in zip(tree_leaves(program.module()(*inputs())), expected, strict=True):
+        torch.testing.assert_close(actual, value, rtol=0, atol=0)
+
+
+def names_that_succeed(*arguments):
     run = subprocess.run(
-        [sys.executable, "-m", "python_tests.packaging.test_first_call"],
+        [sys.executable, "-m", "python_tests.packaging.test_first_call", *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert run.stdout.split("\n") == [*CALLS, ""], run.stderr[-5000:]
+    return run.stdout.split("\n")[:-1], run.stderr[-5000:]
+
+
+needs_forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+
+
+@needs_forks
+def test_compiled_at_the_first_call():
+    names, errors = names_that_succeed()
+    assert names == list(CALLS), errors
+
+
+@needs_forks
+def test_exported_by_another_process(tmp_path):
+    for name in EXPORTED:
+        program = torch.export.export(Exported(name), inputs())
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+        torch.save(tree_leaves(program.module()(*inputs())), tmp_path / f"{name}.pt")
+    names, errors = names_that_succeed(str(tmp_path))
+    assert sorted(names) == sorted(EXPORTED), errors
 
 
 if __name__ == "__main__":
-    torch.compile(torch.sin, fullgraph=True, backend="aot_eager")(torch.ones(2))  # its own imports
-    for name in CALLS:
-        if succeeds(first_call, name):
+    if sys.argv[1:]:
+        todo = {
+            path.stem: (first_call_of_exported, path) for path in Path(sys.argv[1]).glob("*.pt2")
+        }
+    else:
+        torch.compile(torch.sin, fullgraph=True, backend="aot_eager")(torch.ones(2))  # its imports
+        todo = {name: (first_call, name) for name in CALLS}
+    for name, test in todo.items():
+        if succeeds(*test):
             print(name, flush=True)
