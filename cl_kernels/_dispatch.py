@@ -18,6 +18,7 @@ ENVIRONMENT_VARIABLE = "CL_KERNELS_BACKEND"
 
 _requested: Scopes[str] = Scopes()
 _usable: dict[tuple[str, torch.device | str, torch.dtype], str | None] = {}
+_chosen: dict[Request, str] = {}  # for calls that ask for no backend by name
 
 
 class Request(NamedTuple):
@@ -124,4 +125,15 @@ def choose(backend: str | None, request: Request) -> str:
         if reason is not None:
             raise ValueError(f"backend: {name!r} (from {source}) cannot serve this call: {reason}")
         return name
+    if torch.compiler.is_compiling():
+        return _first_that_serves(request)
+    name = _chosen.get(request)
+    if name is None:
+        name = _first_that_serves(request)
+        if _one_device(request.device) == request.device:  # the current one may be another
+            _chosen[request] = name
+    return name
+
+
+def _first_that_serves(request: Request) -> str:
     return next(name for name in offered(request.device.type) if refusal(name, request) is None)

@@ -101,8 +101,8 @@ def default_compute_dtype(x: Tensor) -> torch.dtype:
     return autocast if autocast is not None and x.dtype == torch.float32 else x.dtype
 
 
-def scale_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
-    """The scale, checked already, as kernels take it for embeddings like ``x``."""
+def number_tensor(scale: float | Tensor, x: Tensor) -> Tensor:
+    """A scale or a bias, checked already, as kernels take it for embeddings like ``x``."""
     if isinstance(scale, Tensor):
         return scale.to(device=x.device, dtype=accumulator(x))
     return torch.full((), scale, dtype=accumulator(x), device=x.device)

@@ -49,10 +49,10 @@ def as_alike(**embeddings: Tensor) -> tuple[Tensor, ...]:
     Under autocast dtypes may differ, as they may there in torch's own products: the widest counts.
     """
     (like_name, like), *others = embeddings.items()
-    if any(x.dtype != like.dtype for _, x in others) and autocast_dtype(like.device) is not None:
-        widest = reduce(torch.promote_types, (x.dtype for x in embeddings.values()))
-        return as_alike(**{name: x.to(widest) for name, x in embeddings.items()})
     for name, x in others:
+        if x.dtype != like.dtype and autocast_dtype(like.device) is not None:
+            widest = reduce(torch.promote_types, (x.dtype for x in embeddings.values()))
+            return as_alike(**{name: x.to(widest) for name, x in embeddings.items()})
         check_matches(name, x, like_name, like)
     return tuple(embeddings.values())
 

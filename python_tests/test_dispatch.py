@@ -102,6 +102,7 @@ def without_libraries(monkeypatch, tmp_path):
     """The package as it is where nothing was compiled."""
     monkeypatch.setattr(_libraries, "_PACKAGE", tmp_path)
     monkeypatch.setattr(_dispatch, "_usable", {})
+    monkeypatch.setattr(_dispatch, "_chosen", {})
     _libraries.load_failure.cache_clear()
     yield
     _libraries.load_failure.cache_clear()
@@ -169,6 +170,7 @@ def two_gpus(monkeypatch):
         pytest.skip("the interpreter serves any device")
     capability = {0: (9, 0), 1: (7, 5)}
     monkeypatch.setattr(_dispatch, "_usable", {})
+    monkeypatch.setattr(_dispatch, "_chosen", {})
     monkeypatch.setattr(backend_module("native"), "load_failure", lambda library: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -206,6 +208,7 @@ def test_calls_name_their_tensors_device(name):
 def test_no_gpu_for_the_cuda_library(monkeypatch):
     """It may load without one."""
     monkeypatch.setattr(_dispatch, "_usable", {})
+    monkeypatch.setattr(_dispatch, "_chosen", {})
     monkeypatch.setattr(backend_module("native"), "load_failure", lambda library: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cl_kernels.doctor().reasons["cuda", "native"] == "there is no CUDA GPU"

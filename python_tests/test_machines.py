@@ -21,6 +21,7 @@ from python_tests.test_public import DETACHED, TRAINED, run
 def rocm(monkeypatch):
     """As if torch were built for ROCm and there were a GPU."""
     monkeypatch.setattr(_dispatch, "_usable", {})
+    monkeypatch.setattr(_dispatch, "_chosen", {})
     monkeypatch.setattr(torch.version, "hip", "7.1")
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -228,6 +228,7 @@ def _serve_without_a_gpu(gpu: Gpu) -> None:
     kernels.unavailable = lambda: None
     kernels.unsupported = lambda *_: None
     _dispatch._usable.clear()
+    _dispatch._chosen.clear()
     _dispatch.offered = lambda device_type: ("triton", "chunked")
     # torch would answer for meta tensors with the operations' fakes, and not for their autocast.
     torch.is_autocast_enabled = lambda *_: False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from cl_kernels._numbers import check_flag
 from cl_kernels._ops import define_overloads, new_like, overload
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
-from cl_kernels.calls import CALL, Call, as_call, note_call, request_of, scale_tensor
+from cl_kernels.calls import CALL, Call, as_call, note_call, request_of, number_tensor
 from cl_kernels.losses import composed
 from cl_kernels.losses.common import total
 from cl_kernels.pairs import PairFilter
@@ -116,7 +116,8 @@ def contrast(
         logit_bound: What no logit exceeds, if the host knows it.
         reduction: "mean", "sum" or "none".
         backend: Which backend serves the call.
-        vectors: Other options of ``Pairs``; biases are added to the positives' logits too.
+        vectors: Other options of ``Pairs``; biases are added to the positives' logits too, and
+            one number, 0-d, may stand for those of all queries.
     """
     check_flag("normalize", recipe.normalize)
     M, N = first.shape[0], second.shape[0]
@@ -158,13 +159,14 @@ def _contrast(
     negative_keys: Tensor | None,
     counted: Tensor | None,
 ) -> Tensor:
-    call, factor = call.concrete(), scale_tensor(scale, first)
+    call, factor = call.concrete(), number_tensor(scale, first)
     inputs = (
         *(x if x is None else x.contiguous() for x in (first, second, negative_keys)), factor,
         call.pairs.query_bias, call.pairs.key_bias,
     )  # fmt: skip
     needs = tuple(x is not None and x.requires_grad for x in inputs)
     if not (torch.is_grad_enabled() and any(needs)):
+        call = _spread(call, recipe, first, inputs[-2:])
         compute = overload("contrast", backend)
         needs = composed.NO_NEEDS
         given = *inputs[:3], counted, factor
@@ -174,17 +176,28 @@ def _contrast(
     return differentiable(_Total, *inputs, counted, recipe, backend, call, reduction, needs)
 
 
+def _spread(call: Call, recipe: Recipe, first: Tensor, biases: Sequence[Tensor | None]) -> Call:
+    """With these biases, and one number of all queries as a number of each. Inside of our
+    functions: to autograd it would be more work than a small batch's loss."""
+    query_bias, key_bias = biases
+    if query_bias is not None and not query_bias.dim():
+        query_bias = query_bias.expand(_rows(recipe.statistic, first)).contiguous()
+    return call.with_biases(query_bias, key_bias)
+
+
 def _of_inputs(ctx: Any, recipe: Recipe, gradients, factor=None) -> tuple[Tensor | None, ...]:
     """The gradients, times a factor, as autograd takes them."""
     if factor is not None:
         gradients = [factor * g if g.numel() else g for g in gradients]
-    grad_first, grad_second, grad_further, *rest = gradients
+    grad_first, grad_second, grad_further, grad_scale, grad_query_bias, grad_key_bias = gradients
     if STATISTICS[recipe.statistic].of_one:
         grad_first, grad_second = composed.halves(grad_first)
     of_rows = grad_first, grad_second, grad_further
     if ctx.dtype != grad_first.dtype:
         of_rows = [g.to(ctx.dtype) for g in of_rows]
-    grads = *of_rows, *rest
+    if ctx.one_bias and grad_query_bias.numel():
+        grad_query_bias = grad_query_bias.sum()
+    grads = *of_rows, grad_scale, grad_query_bias, grad_key_bias
     return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
 
 
@@ -194,7 +207,8 @@ class _RowLosses(torch.autograd.Function):
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
         recipe, backend, call,
     ):  # fmt: skip
-        call = call.with_biases(query_bias, key_bias)
+        ctx.one_bias = query_bias is not None and not query_bias.dim()
+        call = _spread(call, recipe, first, (query_bias, key_bias))
         inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         arguments = *call.arguments, *recipe, "none", composed.NO_NEEDS
@@ -223,7 +237,8 @@ class _Total(torch.autograd.Function):
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
         recipe, backend, call, reduction, needs,
     ):  # fmt: skip
-        call = call.with_biases(query_bias, key_bias)
+        ctx.one_bias = query_bias is not None and not query_bias.dim()
+        call = _spread(call, recipe, first, (query_bias, key_bias))
         inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         loss, _, *gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)

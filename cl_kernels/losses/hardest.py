@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._precision import accumulator
-from cl_kernels.calls import default_compute_dtype, scale_tensor
+from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
@@ -64,7 +64,7 @@ def gathered_hardest(
     if torch.compiler.is_compiling() or rounded or not 0 < B * k * D <= _FEW:
         return None
     with torch.no_grad():
-        towards = query * scale_tensor(scale, query).sign()
+        towards = query * number_tensor(scale, query).sign()
         settings = {"normalize": normalize, "where": where, "backend": backend}
         indices = topk(towards, keys, k, **settings).indices
     return keys.index_select(0, indices.clamp_min(0).flatten()), indices >= 0
@@ -92,7 +92,7 @@ def hardest_logsumexp(
     Returns:
         Shape [B]; -inf with zero gradient where there is no negative.
     """
-    factor = scale_tensor(scale, queries)
+    factor = number_tensor(scale, queries)
     towards = queries * factor.detach().sign()  # the hardest are the most similar to these
     found = []
     for some in negatives:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import as_scalar, as_vector
+from cl_kernels.calls import number_tensor
+from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
 from cl_kernels.losses.contrast import Recipe, contrast
 
@@ -46,12 +47,12 @@ def siglip(
     """
     image_features, text_features, scale = as_image_text(image_features, text_features, logit_scale)
     check_reduction(reduction)
-    rows, bias = image_features.shape[0], None
+    bias = bound = None
     if logit_bias is not None:
-        logit_bias = as_scalar("logit_bias", logit_bias, image_features)
-        bias = as_vector("logit_bias", logit_bias, image_features, rows, "images")
-    pair = torch.arange(rows, device=image_features.device)
-    bound = None if bias is not None else logit_bound(normalize, scale=logit_scale)
+        bias = number_tensor(as_scalar("logit_bias", logit_bias, image_features), image_features)
+    else:
+        bound = logit_bound(normalize, scale=logit_scale)
+    pair = torch.arange(image_features.shape[0], device=image_features.device)
     return contrast(
         Recipe("row_softplus_sum", "sigmoid", normalize),
         image_features,

@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_kernels._precision import widest
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
-from cl_kernels.calls import Call, scale_tensor
+from cl_kernels.calls import Call, number_tensor
 from cl_kernels.statistics.operations import backward, forward, weighted_key
 from cl_kernels.statistics.table import STATISTICS, Statistic
 
@@ -22,7 +22,7 @@ def streamed(
     """Values of a statistic of ``scale`` times the products of query and key; without a key, of
     the query with itself."""
     statistic, call = STATISTICS[name], call.concrete()
-    factor, biases = scale_tensor(scale, query), (call.pairs.query_bias, call.pairs.key_bias)
+    factor, biases = number_tensor(scale, query), (call.pairs.query_bias, call.pairs.key_bias)
     query, key = query.contiguous(), key if key is None else key.contiguous()
     inputs = query, key, factor, *biases
     if not (torch.is_grad_enabled() and any(map(_is_trained, inputs))):
