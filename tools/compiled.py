@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Compiled:
     shared: int = 0  # bytes a block
     spilled: tuple[int, int] = (0, 0)  # loads, stores
     matrix: dict[str, int] = field(default_factory=dict)  # instructions found
+    discarded: int = 0  # of these, whose product goes nowhere
     needs_matrix: bool = False
     tile: Tile | None = None  # what a tile is predicted to cost
     error: str = ""
@@ -57,16 +59,17 @@ class Compiled:
         wanted = MATRIX[self.arch]
         if self.needs_matrix and not any(map(wanted.fullmatch, self.matrix)):
             found.append(f"no {wanted.pattern}, but {self.matrix or 'nothing of the kind'}")
+        if self.discarded:
+            found.append(f"{self.discarded} products were dropped by the assembler")
         return found
 
 
 def examine(arch: int, label: str, resources: Resources, shared: int, code: Function) -> Compiled:
-    matrix: dict[str, int] = {}
-    for instruction in code.instructions:
-        if any(pattern.fullmatch(instruction.name) for pattern in MATRIX.values()):
-            matrix[instruction.name] = matrix.get(instruction.name, 0) + 1
+    products = [i for i in code.instructions if i.is_matrix]
+    matrix = dict(Counter(i.name for i in products))
+    discarded = sum(i.discards for i in products)
     spilled = code.count(r"LDL\b"), code.count(r"STL\b")
-    return Compiled(arch, label, resources, shared, spilled, matrix)
+    return Compiled(arch, label, resources, shared, spilled, matrix, discarded)
 
 
 class Task(NamedTuple):

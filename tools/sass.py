@@ -35,6 +35,16 @@ class Instruction(NamedTuple):
         return self.opcode.partition(".")[0]
 
     @property
+    def is_matrix(self) -> bool:
+        return any(pattern.fullmatch(self.name) for pattern in MATRIX.values())
+
+    @property
+    def discards(self) -> bool:
+        """Whether its result goes to the register that is always zero: an assembler leaves such a
+        matrix instruction where it has taken a product for zero."""
+        return self.operands.startswith("RZ,")
+
+    @property
     def bytes(self) -> int:
         """What a load or store moves for each thread."""
         width = re.search(r"\.(?:[US]?(8|16)|(64|128))(?:\.|$)", self.opcode)

@@ -43,7 +43,8 @@ def results(
 ) -> dict[str, Tensor | None]:
     """Values, counts, and gradients of the inputs with upstream gradients of both signs.
 
-    Their mean is not zero, so that the scale's gradient is not a small difference.
+    Their mean is not zero, so that the scale's gradient is not a small difference, and they are
+    large enough for gradients that float16 holds.
     """
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     found = OPERATIONS[check.name](**leaves, **given, backend=backend)
@@ -51,7 +52,7 @@ def results(
     counts = [x for x in found if not x.is_floating_point()]
     torch.manual_seed(1)
     grads = [torch.randn(v.shape, device="cpu").to(v.device, v.dtype) for v in values]
-    upstream = [(g + 1) / max(1, len(g)) if g.ndim else torch.ones_like(g) for g in grads]
+    upstream = [g + 1 if g.ndim else torch.ones_like(g) for g in grads]
     grads = torch.autograd.grad(values, list(leaves.values()), upstream, allow_unused=True)
     return {
         **dict(zip(("row", "col"), values, strict=False)),

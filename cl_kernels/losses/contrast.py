@@ -14,7 +14,7 @@ from cl_kernels._numbers import check_flag
 from cl_kernels._ops import define_overloads, new_like, overload
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
-from cl_kernels.calls import CALL, Call, as_call, note_call, request_of, number_tensor
+from cl_kernels.calls import CALL, Call, as_call, note_call, number_tensor, request_of
 from cl_kernels.losses import composed
 from cl_kernels.losses.common import total
 from cl_kernels.pairs import PairFilter

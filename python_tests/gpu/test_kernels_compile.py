@@ -13,7 +13,7 @@ pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
 from benchmarks import machine
 from cl_kernels.backends.triton.variants import OPTIONED
 from tools import cuda, goals
-from tools.compiled import ARCHITECTURES, Compiled, Task, compile_all, tasks
+from tools.compiled import ARCHITECTURES, Compiled, Task, compile_all, examine, tasks
 from tools.sass import Function, Instruction, Resources
 
 JOBS = min(machine.cores(), 8)
@@ -69,6 +69,14 @@ def test_what_counts_as_a_problem():
     slow_path = Compiled(90, "k", matrix={"HMMA": 4}, needs_matrix=True)
     assert "no HGMMA" in slow_path.problems[0]
     assert Compiled(90, "k", error="boom").problems == ["boom"]
+
+
+def test_products_that_an_assembler_dropped():
+    kept = Instruction("HGMMA.64x128x16.F32.BF16", "R24, gdesc[UR8], R24, !UPT")
+    dropped = Instruction("HGMMA.64x8x16.F16", "RZ, gdesc[URZ], RZ, !UPT, gsb0")
+    assert not examine(90, "k", Resources(64, 0, 0), 0, Function([kept])).problems
+    (problem,) = examine(90, "k", Resources(64, 0, 0), 0, Function([kept, dropped])).problems
+    assert problem == "1 products were dropped by the assembler"
 
 
 def test_what_a_candidate_may_spill():

@@ -62,10 +62,10 @@ def configured(arch: int, family: str, kind: str, width: int) -> Config:
     return TABLE[line(arch, family, kind, width)]
 
 
-def narrows(kind: str, plain: bool, is_sum: bool) -> bool:
-    """Whether calls take more registers than the table's tiles leave: those with options beside
-    filters and, where products take more, those of sums."""
-    return not plain or (is_sum and kind != "half")
+def narrows(plain: bool, is_sum: bool) -> bool:
+    """Whether calls take more registers than the table's tiles leave: those of sums, and those
+    with options beside filters."""
+    return is_sum or not plain
 
 
 def register_limit(precision: str, narrow: bool) -> int | None:
@@ -81,8 +81,8 @@ def narrowed(family: str, kind: str, config: Config) -> Config:
     if kind == "tf32":  # the matrix instructions of sm_90 take 64 rows
         return config._replace(BLOCK_M=max(rows, 64), BLOCK_N=cols)
     if config.BLOCK_M > config.BLOCK_N and not family.endswith("forward"):
-        return config._replace(BLOCK_M=rows)  # weights, transposed, are multiplied too
-    return config._replace(BLOCK_N=cols)
+        return config._replace(BLOCK_M=rows, num_warps=8)  # weights, transposed, are multiplied too
+    return config._replace(BLOCK_N=cols, num_warps=8)
 
 
 def _smaller(config: Config) -> Config | None:

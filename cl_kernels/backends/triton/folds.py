@@ -219,7 +219,8 @@ def load_grad(side, rows, bound, EVEN: tl.constexpr):
 
 @triton.jit
 def softplus_weight(logits, nothing):
-    return 1.0 / (1.0 + tl.exp2(nothing - logits))
+    # Not `nothing - logits`: CUDA 12.8's assembler then takes the products of wide rows for zero.
+    return 1.0 / (1.0 + tl.exp2(-(logits + nothing)))
 
 
 # sum_j max(z_ij, 0) and how many z_ij are above 0, which are in natural units: what is exactly 0

@@ -57,7 +57,7 @@ class Problem:
 
     @property
     def narrow(self) -> bool:
-        return configs.narrows(self.kind, self.plain, self.fold.is_sum)
+        return configs.narrows(self.plain, self.fold.is_sum)
 
     @property
     def maxnreg(self) -> int | None:

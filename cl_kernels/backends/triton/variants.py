@@ -186,7 +186,7 @@ def variant(
 ) -> Variant:
     """One use of a kernel with one configuration of the table."""
     of_table = config
-    if configs.narrows(kind, use.plain, use.fold.is_sum):
+    if configs.narrows(use.plain, use.fold.is_sum):
         config = configs.narrowed(family, kind, config)
     D = width if width < configs.WIDE else 768
     operand = f"*{dtype}" if kind == "half" else FLOATS
