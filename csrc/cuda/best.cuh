@@ -132,10 +132,11 @@ __device__ void sort_down(P* pairs, int count) {
   __syncthreads();
 }
 
-// What the threads of a block tell one another.
+// What the threads of a block tell one another. The last three are loaded as four words, of which
+// size must be none: it is written meanwhile.
 struct BlockShared {
-  int counts[256];  // of each digit
-  int size;         // of the buffer
+  int size;                     // of the buffer
+  alignas(16) int counts[256];  // of each digit
   int digit, larger, same;
 };
 

@@ -86,7 +86,7 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (90, "row_col_forward", "half", 64): Config(128, 128, 0, 8, 3),
     (90, "row_col_forward", "half", 128): Config(128, 128, 0, 8, 3),
     (90, "row_col_forward", "half", 256): Config(128, 128, 0, 8, 2),
-    (90, "row_col_forward", "half", WIDE): Config(128, 128, 64, 4, 3),
+    (90, "row_col_forward", "half", WIDE): Config(128, 128, 64, 8, 4),
     (90, "self_forward", "half", 64): Config(128, 128, 0, 8, 3),
     (90, "self_forward", "half", 128): Config(128, 128, 0, 8, 3),
     (90, "self_forward", "half", 256): Config(128, 128, 0, 8, 2),
