@@ -33,11 +33,17 @@ class Compiled:
     resources: Resources = NOTHING
     shared: int = 0  # bytes a block
     spilled: tuple[int, int] = (0, 0)  # loads, stores
+    may_spill: int = 0  # of both together
     matrix: dict[str, int] = field(default_factory=dict)  # instructions found
     discarded: int = 0  # of these, whose product goes nowhere
+    narrow_stores: int = 0  # of less than a word: each takes a whole sector of L2
     needs_matrix: bool = False
     tile: Tile | None = None  # what a tile is predicted to cost
     error: str = ""
+
+    @property
+    def spills(self) -> bool:
+        return self.resources.stack > 0 or any(self.spilled)
 
     @property
     def only_spills(self) -> bool:
@@ -49,7 +55,7 @@ class Compiled:
         if self.error:
             return [self.error]
         found = []
-        if self.resources.stack or any(self.spilled):
+        if self.spills and not 0 < sum(self.spilled) <= self.may_spill:
             found.append(
                 f"spills: {self.resources.stack} bytes of stack, "
                 f"{self.spilled[0]} loads and {self.spilled[1]} stores"
@@ -61,6 +67,8 @@ class Compiled:
             found.append(f"no {wanted.pattern}, but {self.matrix or 'nothing of the kind'}")
         if self.discarded:
             found.append(f"{self.discarded} products were dropped by the assembler")
+        if self.needs_matrix and self.narrow_stores:  # of tiles; others may be of one element
+            found.append(f"{self.narrow_stores} stores of less than a word")
         return found
 
 
@@ -68,8 +76,12 @@ def examine(arch: int, label: str, resources: Resources, shared: int, code: Func
     products = [i for i in code.instructions if i.is_matrix]
     matrix = dict(Counter(i.name for i in products))
     discarded = sum(i.discards for i in products)
+    narrow_stores = sum(i.name == "STG" and i.bytes < 4 for i in code.instructions)
     spilled = code.count(r"LDL\b"), code.count(r"STL\b")
-    return Compiled(arch, label, resources, shared, spilled, matrix, discarded)
+    return Compiled(
+        arch, label, resources, shared, spilled, matrix=matrix, discarded=discarded,
+        narrow_stores=narrow_stores,
+    )  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -99,6 +111,16 @@ def _variants(arch: int) -> list[Variant]:
     return list(variants(arch))
 
 
+def may_spill(variant: Variant, arch: int) -> int:
+    """What is excused of its line, unless it is one of the narrower tiles."""
+    from cl_kernels.backends.triton import configs, table
+
+    half = "*bf16" in map(str, variant.signature.values())
+    if not half or variant.narrow:
+        return 0
+    return table.MAY_SPILL.get(configs.line(arch, variant.family, "half", variant.tile.D), 0)
+
+
 def compile_variant(variant: Variant, arch: int) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -111,6 +133,7 @@ def compile_variant(variant: Variant, arch: int) -> Compiled:
         return Compiled(arch, variant.label, error=f"{type(error).__name__}: {error}")
     ((_, resources, code),) = read_cubin(made.asm["cubin"])
     result = examine(arch, variant.label, resources, made.metadata.shared, code)
+    result.may_spill = may_spill(variant, arch)
     result.needs_matrix = variant.tile.PRECISION == "tf32"  # "ieee" products are sums
     # How often a search appends survivors depends on its data, and narrow tiles may be too narrow
     # for some of sm_90's matrix instructions: no prediction.

@@ -68,15 +68,13 @@ CALLS: dict[str, Call] = {
     "clip 768 weights": Call("weights", 768),
 }
 
-_TRIED = ("nt_xent", "clip", "info_nce weights")
+_TRIED = "nt_xent weights", "clip 768 weights", "info_nce"
 CANDIDATES = {
     f"candidate {name}": replace(call, candidate=True)
     for name, call in CALLS.items()
     if name.startswith(_TRIED)
-} | {
-    f"candidate topk {width}": Call("topk", width, filtered=False, candidate=True)
-    for width in (128, 256)
 }
+CANDIDATES["candidate topk 256"] = Call("topk", 256, filtered=False, candidate=True)
 
 
 class Goal(NamedTuple):

@@ -6,6 +6,8 @@ half types for sm_90 that with every option;
 ``make kernels`` compiles every use.
 """
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed")
@@ -79,11 +81,29 @@ def test_products_that_an_assembler_dropped():
     assert problem == "1 products were dropped by the assembler"
 
 
+def test_stores_of_less_than_a_word():
+    def problems_of(kind, tiles):
+        store = Instruction(f"STG.E{kind}", "[R2.64], R4")
+        kernel = examine(90, "k", Resources(64, 0, 0), 0, Function([store]))
+        return replace(kernel, needs_matrix=tiles, matrix={"HGMMA": 1}).problems
+
+    assert not problems_of(".128", True) and not problems_of(".U16", False)
+    (problem,) = problems_of(".U16", True)
+    assert problem == "1 stores of less than a word"
+
+
 def test_what_a_candidate_may_spill():
     spilling = Compiled(90, "k", Resources(64, 16, 0), spilled=(2, 1))
     assert problems([spilling]) and problems([spilling], spills=2)
     assert not problems([spilling], spills=3)
     assert problems([Compiled(90, "k", spilled=(1, 0), shared=10**6)], spills=3)
+
+
+def test_what_a_line_may_spill_that_a_gpu_found_faster():
+    spilling = Resources(255, 16, 0)
+    assert not Compiled(90, "k", spilling, spilled=(2, 1), may_spill=3).problems
+    assert Compiled(90, "k", spilling, spilled=(2, 2), may_spill=3).problems
+    assert Compiled(90, "k", spilling, spilled=(0, 0), may_spill=3).problems
 
 
 @pytest.mark.skipif(not cuda.sources() or cuda.nvcc() is None, reason="no .cu files or no nvcc")

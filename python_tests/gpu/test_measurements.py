@@ -208,7 +208,7 @@ def test_a_diagnosis_says_what_matters_in_few_characters(tmp_path):
         "found in the cache: 3, compiled here: 1 (machine)",
         "row bfloat16: 1 of 2 right; worst grad key 7.2 of what is allowed",
         "product 8192^3: 790 TF",
-        "clip-65536x768: 43.2 ms, predicted 54.7, goal 46, 100.0 MB; weights_kernel 20",
+        "clip-65536x768: 43.2 ms, predicted 48.7, goal 46, 100.0 MB; weights_kernel 20",
         f"{tried}: 40 for 50 ms, 0.800",
         "new line: (90,): x",
         "1 passed, 1 failed",

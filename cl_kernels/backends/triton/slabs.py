@@ -19,7 +19,7 @@ from cl_kernels.backends.gpu.cuts import Slabs
 
 from .pairs import drop_pairs, keep_both_ways, load_side, pair_logits
 from .problem import Problem
-from .tiles import in_range, kernel, resident_rows, rounded, tile_products
+from .tiles import kernel, resident_rows, rounded, tile_products
 from .weights import load_upstream, weigh_pairs, weigh_self_pairs
 
 GROUP = tl.constexpr(8)  # row blocks whose tiles are neighbours, for the L2 cache
@@ -38,15 +38,21 @@ def block_tile(row_start, row_end, col_start, col_end, TILE: tl.constexpr):
 
 @triton.jit
 def store_weights(
-    W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    i = tl.arange(0, weights.shape[0])
-    j = tl.arange(0, weights.shape[1])
-    base = W + (tl.zeros((), tl.int64) + (first_row - row_start)) * pitch + (first_col - col_start)
-    mask = in_range(first_row + i, first_col + j, row_end, col_end)
-    weights = rounded(weights, W.dtype.element_ty, UPCAST)
-    tl.store(base + (i[:, None] * pitch + j[None, :]), weights, mask=mask)
+    W, weights, first_row, first_col, row_start, row_end, col_start, pitch, TILE: tl.constexpr
+):
+    """What is outside of the block is zero, and goes into the padding of W's rows."""
+    row = first_row - row_start
+    col = tl.multiple_of(first_col - col_start, weights.shape[1])
+    i = tl.arange(0, TILE.BLOCK_M)[:, None]
+    j = tl.arange(0, TILE.BLOCK_N)[None, :]
+    pointers = W + ((tl.zeros((), tl.int64) + row) * pitch + col) + (i * pitch + j)
+    weights = rounded(weights, W.dtype.element_ty, TILE.UPCAST)
+    if TILE.EVEN:
+        tl.store(pointers, weights)
+    else:
+        # The pitch is a multiple of 16, the number of columns of any: by the pitch 16 bytes are one
+        # store, by the columns two are, and each takes a whole sector of L2.
+        tl.store(pointers, weights, mask=(i < row_end - first_row) & (j < pitch - col))
 
 
 @kernel
@@ -71,10 +77,7 @@ def row_col_weights_kernel(
     weights = drop_pairs(
         weights, 0.0, products, x_side, held, y_side, rows, cols, row_end, col_end, TILE.EVEN
     )
-    store_weights(
-        W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch,
-        TILE.UPCAST,
-    )  # fmt: skip
+    store_weights(W, weights, first_row, first_col, row_start, row_end, col_start, pitch, TILE)
 
 
 @kernel
@@ -109,10 +112,7 @@ def self_weights_kernel(
         weights, of_reverse, products, queries, as_queries, keys, as_keys,
         rows, cols, row_end, col_end, SYMMETRIC, TILE.EVEN,
     )  # fmt: skip
-    store_weights(
-        W, weights, first_row, first_col, row_start, row_end, col_start, col_end, pitch,
-        TILE.UPCAST,
-    )  # fmt: skip
+    store_weights(W, weights, first_row, first_col, row_start, row_end, col_start, pitch, TILE)
 
 
 class Blocks:
