@@ -1,5 +1,5 @@
 // The .native overloads of this library's device. Schemas are in Python: cl_kernels/statistics,
-// cl_kernels/search. On CUDA: compiled, not yet run on a GPU.
+// cl_kernels/search.
 #include "boxed.h"
 #include "checks.h"
 #include "device.h"

@@ -30,7 +30,7 @@ class Backend(NamedTuple):
 
 
 BACKENDS = {
-    # Its CUDA library has not run on a GPU yet: it serves who asks for it by name.
+    # Its CUDA library was right on a GPU and not timed: it serves who asks for it by name.
     "native": Backend(("cpu",), compiled=True, halves_gram_on=("cpu",)),
     "triton": Backend(("cuda",), halves_gram_on=("cuda",)),
     "chunked": Backend(EVERYWHERE),

@@ -1,4 +1,3 @@
-// Compiled, not yet run on a GPU.
 #include "device.cuh"
 
 namespace cl::cuda {

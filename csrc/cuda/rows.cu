@@ -1,4 +1,3 @@
-// Compiled, not yet run on a GPU.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 

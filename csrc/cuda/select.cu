@@ -1,4 +1,3 @@
-// Compiled, not yet run on a GPU.
 #include <bit>
 
 #include "best.cuh"
