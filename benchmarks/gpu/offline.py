@@ -8,6 +8,7 @@ asks the compiler for, not for numbers.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -93,18 +94,26 @@ class Driver:
 
 @cache
 def stub_folder() -> str | None:
-    """A folder with a libcuda.so.1 to link with, or None where there is no C compiler."""
+    """A folder with a libcuda.so.1 to link with, or None where there is no C compiler.
+
+    It has the functions that Triton's own extensions call: a linker leaves a library out in which
+    it finds nothing, and then they do not load where they are brought to.
+    """
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
     from triton import knobs
+    from triton.backends.nvidia import driver as nvidia
 
     folder = Path(knobs.cache.dir) / "stubs"
     library = folder / "libcuda.so.1"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        options = "-shared", "-x", "c", "/dev/null", "-Wl,-soname,libcuda.so.1"
-        subprocess.run([compiler, *options, "-o", str(library)], check=True)
+        sources = Path(nvidia.__file__), Path(nvidia.__file__).with_name("driver.c")
+        names = {x for path in sources for x in re.findall(r"\bcu[A-Z]\w*", path.read_text())}
+        code = "".join(f"void {name}(void) {{}}\n" for name in sorted(names))
+        options = "-shared", "-fPIC", "-x", "c", "-", "-Wl,-soname,libcuda.so.1"
+        subprocess.run([compiler, *options, "-o", str(library)], input=code, text=True, check=True)
     return str(folder)
 
 

@@ -25,6 +25,7 @@ from benchmarks.machine import ROOT
 
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic algorithms ask for
 NO_TIME = "no time left"
+HANGS = "hangs"
 NO_START = "the processes that should answer do not start"
 START_SECONDS = 60.0  # importing torch on a cold machine
 END_SECONDS = 10.0  # for a process that was killed
@@ -112,7 +113,10 @@ class Worker:
         except EOFError:
             return {"error": f"{self._death()}{self.last_words()}"[:300], "broken": True}
         if line is None:
-            return {"error": f"hangs: killed after {perf_counter() - start:.0f} s", "broken": True}
+            return {
+                "error": f"{HANGS}: killed after {perf_counter() - start:.0f} s",
+                "broken": True,
+            }
         with contextlib.suppress(ValueError):
             if isinstance(message := json.loads(line), dict):
                 return message
@@ -130,7 +134,10 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # it died since: its end is heard
             self.process.stdin.write(json.dumps(case).encode() + b"\n")
             self.process.stdin.flush()
-        result = self.hear(min(until, perf_counter() + seconds))
+        start = perf_counter()
+        result = self.hear(min(until, start + seconds))
+        if until < start + seconds and str(result.get("error")).startswith(HANGS):
+            result["error"] = f"ran for {until - start:.0f} s when the stage's time was over"
         if (answered := result.pop("case", case)) != case:
             return {"error": f"answered {answered} instead", "broken": True}
         return result

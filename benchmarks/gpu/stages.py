@@ -17,17 +17,17 @@ FIRST = (
     Stage("kernels", correct.__name__, tuple(correct.CHECKS), 40, case_seconds=15, processes=4),
     Stage("ceilings", ceilings.__name__, tuple(ceilings.CASES), 15, case_seconds=8, least=1),
     Stage(
-        "goals", measure.__name__, measure.named((*GOALS, *SEARCHES), "ours"), 90,
+        "goals", measure.__name__, measure.named((*GOALS, *SEARCHES), "ours"), 150,
         case_seconds=12, least=3, fresh=True,
     ),
     Stage(
-        "candidates", candidates.__name__, tuple(candidates.CASES), 50, case_seconds=15, least=3
+        "candidates", candidates.__name__, tuple(candidates.CASES), 35, case_seconds=15, least=3
     ),
     Stage(
-        "tests", "benchmarks.gpu.suite", None, 90, case_seconds=60, least=1, processes=6,
+        "tests", "benchmarks.gpu.suite", None, 60, case_seconds=50, least=1, processes=6,
         optimized=True,
     ),
-    Stage("small", measure.__name__, measure.named(SMALL, "pair"), 35, case_seconds=12),
+    Stage("small", measure.__name__, measure.named(SMALL, "pair"), 20, case_seconds=12),
 )  # fmt: skip
 SECOND = (
     FIRST[0],
