@@ -12,6 +12,11 @@ namespace cl {
 // As many results as the schema has.
 using Results = std::vector<Tensor>;
 
+// One result: a list.
+struct TensorList {
+  std::vector<Tensor> tensors;
+};
+
 // Takes arguments off the stack, each of them once: what is taken is owned.
 class Arguments {
  public:
@@ -47,7 +52,7 @@ class Arguments {
 };
 
 // Boxed<&f>::call is f for the dispatcher. Parameters are values or references to const; the result
-// is a tensor, a tuple of tensors or Results.
+// is a tensor, a TensorList, a tuple of these or Results.
 template <auto FUNCTION>
 struct Boxed;
 
@@ -65,6 +70,10 @@ struct Boxed<FUNCTION> {
  private:
   static void put(StableIValue* stack, const Tensor& result) {
     *stack = torch::stable::detail::from(result);
+  }
+
+  static void put(StableIValue* stack, const TensorList& list) {
+    *stack = torch::stable::detail::from(list.tensors);
   }
 
   static void put(StableIValue* stack, const Results& results) {

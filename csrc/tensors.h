@@ -28,6 +28,11 @@ T* data_if(bool needed, const Tensor& x) {
   return needed ? mutable_data<T>(x) : nullptr;
 }
 
+template <class T>
+T* data_if_any(const std::optional<Tensor>& x) {
+  return x ? mutable_data<T>(*x) : nullptr;
+}
+
 // compute(T{}) in double for double tensors, else in float.
 template <class Compute>
 auto by_accumulator(const Tensor& x, const Compute& compute) {

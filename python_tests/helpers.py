@@ -217,7 +217,7 @@ def assert_values(ours, truth, dtype, size):
 
 def assert_own_memory(results, arguments):
     """As torch asks of an operation: no result shares memory with another or with an argument."""
-    results = results if isinstance(results, tuple) else (results,)
+    results = tree_leaves(results)
     given = {x.untyped_storage()._cdata for x in tree_leaves(arguments) if isinstance(x, Tensor)}
     own = {x.untyped_storage()._cdata for x in results}
     assert len(own - given) == len(results)

@@ -6,8 +6,9 @@ added into the statistic's own buffer. A compiled library may have the same in o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +70,22 @@ class Needs(NamedTuple):
     scale: bool
     query_bias: bool
     key_bias: bool
+
+    def of(self, views: bool, each: Sequence[Any]) -> list[Any]:
+        """What of six is for a gradient that is needed: those of views stand stacked in the first's
+        place."""
+        first = self.first or (views and self.second)
+        wanted = self._replace(first=first, second=self.second and not views)
+        return [x for x, need in zip(each, wanted, strict=True) if need]
+
+    def spread(self, views: bool, gradients: Iterable[Tensor]) -> list[Tensor | None]:
+        """What ``of`` took together: six again, None for what is not needed."""
+        found = iter(gradients)
+        if not (views and (self.first or self.second)):
+            return [next(found) if need else None for need in self]
+        both = zip(halves(next(found)), self[:2], strict=True)
+        of_views = [half if need else None for half, need in both]
+        return of_views + [next(found) if need else None for need in self[2:]]
 
 
 NO_NEEDS = Needs(*(False,) * 6)
@@ -132,9 +149,8 @@ class Step:
         """What is there for each row of the matrix, by direction: [directions, B], or [1, B]."""
         return x.view(2 if self.views else 1, -1)
 
-    def gradients(self, grad: Tensor, statistics: Tensor) -> tuple[Tensor, ...]:
-        """Of what ``Needs`` lists, for ``grad`` of the losses, [rows] or []. Those of views stand
-        stacked in the first's place; what is not needed is empty."""
+    def gradients(self, grad: Tensor, statistics: Tensor) -> list[Tensor]:
+        """Those that are needed, for ``grad`` of the losses, [rows] or []: see ``Needs.of``."""
         needs, operands, similarity = self.needs, self.operands, statistics[-1]
         by_negatives, by_positives = self._pulls(grad, statistics)
         of_pairs = self._of_negatives(by_negatives, statistics[:-1])
@@ -156,12 +172,11 @@ class Step:
             grad_key_bias = grad_key_bias + self._to_rows(by_positives.flip(0))
         if needs.first or (self.views and needs.second):
             grad_query = operands.query.gradient(grad_query)
-        else:
-            grad_query = grad_query.new_empty(0)
         if operands.key is not None and needs.second:
             grad_key = operands.key.gradient(grad_key)
         grad_scale = grad_scale + (by_similarity * similarity).sum()
-        return grad_query, grad_key, grad_further, grad_scale, grad_query_bias, grad_key_bias
+        biases = grad_query_bias, grad_key_bias
+        return needs.of(self.views, (grad_query, grad_key, grad_further, grad_scale, *biases))
 
     def _to_rows(self, by_direction: Tensor) -> Tensor:
         """The gradient of what ``_of_rows`` spread."""
@@ -232,9 +247,9 @@ class Step:
 
 def contrast(
     backend: str, first, second, negative_keys, counted, scale, *arguments
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The operation, composed: the loss, what ``contrast_backward`` needs of it and, of a total,
-    the gradients."""
+    the gradients that are needed."""
     *call, statistic, epilogue, normalize, in_batch, reduction, wanted = arguments
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
@@ -242,18 +257,16 @@ def contrast(
     step = Step(c, Operands.of(inputs, c.of_rows.of_one, normalize), scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
+    gradients = []
     if any(needs):
         share = losses.new_ones(()) / (max(len(losses), 1) if reduction == "mean" else 1)
         gradients = step.gradients(share, statistics)
-    else:
-        sizes = (0,), (0,), (0,), (), (0,), (0,)
-        gradients = (losses.new_zeros(size) for size in sizes)
-    return total(losses, reduction), statistics, *gradients
+    return total(losses, reduction), statistics, gradients
 
 
 def contrast_backward(
     backend: str, grad, statistics, first, second, negative_keys, counted, scale, *arguments
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     """The gradients for ``grad`` of each row's loss."""
     *call, statistic, epilogue, normalize, in_batch, wanted = arguments
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)

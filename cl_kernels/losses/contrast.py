@@ -32,17 +32,11 @@ def _rows(statistic: str, first: Tensor) -> int:
 
 
 def _gradients_fake(first, second, negative_keys, statistic: str, wanted):
-    needs = composed.Needs(*wanted)
-    of_one, (rows, width) = STATISTICS[statistic].of_one, first.shape
-    if of_one:
-        both = needs.first or needs.second
-        shapes = [(2 * rows, width) if both else (0,), (0,)]
-    else:
-        shapes = [first.shape if needs.first else (0,), second.shape if needs.second else (0,)]
-    shapes += [negative_keys.shape if needs.negative_keys else (0,), ()]
-    count = 2 * rows if of_one else rows
-    shapes += [(count,) if need else (0,) for need in (needs.query_bias, needs.key_bias)]
-    return tuple(new_like(first, *shape) for shape in shapes)
+    views, rows = STATISTICS[statistic].of_one, _rows(statistic, first)
+    of_first = (rows, first.shape[1]) if views else first.shape
+    of_further = () if negative_keys is None else negative_keys.shape
+    shapes = of_first, second.shape, of_further, (), (rows,), (rows,)
+    return [new_like(first, *shape) for shape in composed.Needs(*wanted).of(views, shapes)]
 
 
 def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
@@ -51,7 +45,7 @@ def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
     return (
         new_like(first, *((_rows(statistic, first),) if reduction == "none" else ())),
         new_like(first, STATISTICS[statistic].directions + 1, first.shape[0]),
-        *_gradients_fake(first, second, negative_keys, statistic, wanted),
+        _gradients_fake(first, second, negative_keys, statistic, wanted),
     )
 
 
@@ -60,18 +54,16 @@ def _contrast_backward_fake(grad, statistics, first, second, negative_keys, *arg
     return _gradients_fake(first, second, negative_keys, statistic, needs)
 
 
-_GRADIENTS = ", ".join(["Tensor"] * len(composed.Needs._fields))
-
 define_overloads(
     "contrast",
-    f"({_INPUTS}, {_RECIPE}, str reduction, bool[] needs) -> (Tensor, Tensor, {_GRADIENTS})",
+    f"({_INPUTS}, {_RECIPE}, str reduction, bool[] needs) -> (Tensor, Tensor, Tensor[])",
     _contrast_fake,
     composed.contrast,
     composed=True,
 )
 define_overloads(
     "contrast_backward",
-    f"(Tensor grad, Tensor statistics, {_INPUTS}, {_RECIPE}, bool[] needs) -> ({_GRADIENTS})",
+    f"(Tensor grad, Tensor statistics, {_INPUTS}, {_RECIPE}, bool[] needs) -> Tensor[]",
     _contrast_backward_fake,
     composed.contrast_backward,
     composed=True,
@@ -185,20 +177,14 @@ def _spread(call: Call, recipe: Recipe, first: Tensor, biases: Sequence[Tensor |
     return call.with_biases(query_bias, key_bias)
 
 
-def _of_inputs(ctx: Any, recipe: Recipe, gradients, factor=None) -> tuple[Tensor | None, ...]:
-    """The gradients, times a factor, as autograd takes them."""
-    if factor is not None:
-        gradients = [factor * g if g.numel() else g for g in gradients]
-    grad_first, grad_second, grad_further, grad_scale, grad_query_bias, grad_key_bias = gradients
-    if STATISTICS[recipe.statistic].of_one:
-        grad_first, grad_second = composed.halves(grad_first)
-    of_rows = grad_first, grad_second, grad_further
-    if ctx.dtype != grad_first.dtype:
-        of_rows = [g.to(ctx.dtype) for g in of_rows]
-    if ctx.one_bias and grad_query_bias.numel():
-        grad_query_bias = grad_query_bias.sum()
-    grads = *of_rows, grad_scale, grad_query_bias, grad_key_bias
-    return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
+def _of_inputs(ctx: Any, recipe: Recipe, gradients) -> tuple[Tensor | None, ...]:
+    """The gradients that are needed, as autograd takes those of all inputs."""
+    views = STATISTICS[recipe.statistic].of_one
+    *of_rows, scale, query_bias, key_bias = composed.Needs(*ctx.needs).spread(views, gradients)
+    of_rows = [g if g is None or g.dtype == ctx.dtype else g.to(ctx.dtype) for g in of_rows]
+    if ctx.one_bias and query_bias is not None:
+        query_bias = query_bias.sum()
+    return *of_rows, scale, query_bias, key_bias
 
 
 class _RowLosses(torch.autograd.Function):
@@ -212,7 +198,7 @@ class _RowLosses(torch.autograd.Function):
         inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         arguments = *call.arguments, *recipe, "none", composed.NO_NEEDS
-        losses, statistics, *_ = compute(*inputs, *arguments)
+        losses, statistics, _ = compute(*inputs, *arguments)
         call.save(ctx, statistics, *inputs)
         ctx.recipe, ctx.backend, ctx.dtype = recipe, backend, first.dtype
         return losses
@@ -241,7 +227,7 @@ class _Total(torch.autograd.Function):
         call = _spread(call, recipe, first, (query_bias, key_bias))
         inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
-        loss, _, *gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)
+        loss, _, gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)
         ctx.save_for_backward(*gradients)
         ctx.recipe, ctx.needs, ctx.dtype = recipe, needs, first.dtype
         return loss
@@ -250,4 +236,4 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         (grad,) = grads
-        return *_of_inputs(ctx, ctx.recipe, ctx.saved_tensors, grad), *(None,) * 6
+        return *_of_inputs(ctx, ctx.recipe, [grad * g for g in ctx.saved_tensors]), *(None,) * 6

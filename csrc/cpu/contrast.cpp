@@ -108,16 +108,16 @@ ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T>
   const bool need_second = needs_.second && !is_self;
   const bool by_query = is_self || needs_.first || !needs_.second;  // <query, grad> is the scale's
   const Pulled pulled = pull(statistics, grad);
-  ContrastGradients out{zeros_if(by_query, inputs_.first, {rows, width}),
-                        zeros_if(need_second, inputs_.second, {batch, width}),
-                        empty(inputs_.first, {0}),
-                        empty(inputs_.first, {}),
-                        zeros_if(needs_.query_bias, inputs_.first, {rows}),
-                        zeros_if(needs_.key_bias, inputs_.first, {rows})};
+  const auto made = [&](bool needed, const std::vector<int64_t>& size) {
+    return needed ? std::optional(zeros(inputs_.first, size)) : std::nullopt;
+  };
+  ContrastGradients out{.first = made(by_query, {rows, width}),
+                        .second = made(need_second, {batch, width}),
+                        .query_bias = made(needs_.query_bias, {rows}),
+                        .key_bias = made(needs_.key_bias, {rows})};
   T of_scale = 0;
-  const Gradients<T> into{data_if<T>(by_query, out.first), data_if<T>(need_second, out.second),
-                          &of_scale, data_if<T>(needs_.query_bias, out.query_bias),
-                          data_if<T>(needs_.key_bias, out.key_bias)};
+  const Gradients<T> into{data_if_any<T>(out.first), data_if_any<T>(out.second), &of_scale,
+                          data_if_any<T>(out.query_bias), data_if_any<T>(out.key_bias)};
 
   const Upstream<T> row{pulled.negatives.data(), statistics};
   Upstream<T> col{};
@@ -129,16 +129,16 @@ ContrastGradients Contrast<Fold>::gradients(const T* statistics, LossGradient<T>
   double grad_scale = of_scale;
   if (inputs_.negative_keys) {
     const Tensor& keys = *inputs_.negative_keys;
-    out.negative_keys = zeros_if(needs_.negative_keys, keys, {keys.size(0), width});
-    T* const grad_keys = data_if<T>(needs_.negative_keys, out.negative_keys);
+    out.negative_keys = made(needs_.negative_keys, {keys.size(0), width});
+    T* const grad_keys = data_if_any<T>(out.negative_keys);
     const auto add_gradients = [&](auto& of) {
       return of->add_gradients(row, into.query, grad_keys, into.query_bias);
     };
     grad_scale += own_keys_ ? add_gradients(own_keys_) : add_gradients(negative_keys_);
   }
   grad_scale += add_positives(pulled, statistics, into);
-  *mutable_data<T>(out.scale) = static_cast<T>(grad_scale);
-  if (!need_first) out.first = empty(inputs_.first, {0});
+  if (needs_.scale) out.scale = scalar(inputs_.first, static_cast<T>(grad_scale));
+  if (!need_first) out.first.reset();
   return out;
 }
 

@@ -35,9 +35,17 @@ struct ContrastNeeds {
   bool any() const { return first || second || negative_keys || scale || query_bias || key_bias; }
 };
 
-// What is not needed is empty; those of two views stand stacked in the first's place.
+// Those of two views stand stacked in the first's place.
 struct ContrastGradients {
-  Tensor first, second, negative_keys, scale, query_bias, key_bias;
+  std::optional<Tensor> first, second, negative_keys, scale, query_bias, key_bias;
+
+  // Those that are needed, in this order.
+  std::vector<Tensor> needed() const {
+    std::vector<Tensor> result;
+    for (const auto* each : {&first, &second, &negative_keys, &scale, &query_bias, &key_bias})
+      if (*each) result.push_back(**each);
+    return result;
+  }
 };
 
 // The gradient with respect to each loss, or to every loss alike.

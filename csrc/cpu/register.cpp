@@ -97,20 +97,8 @@ T total(const std::vector<T>& losses, bool mean) {
   return static_cast<T>(mean ? sum / static_cast<double>(std::max<size_t>(losses.size(), 1)) : sum);
 }
 
-using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Six as_tuple(const ContrastGradients& of) {
-  return {of.first, of.second, of.negative_keys, of.scale, of.query_bias, of.key_bias};
-}
-
-ContrastGradients no_gradients(const Tensor& like) {
-  const auto nothing = [&] { return empty(like, {0}); };
-  Tensor scale = zeros(like, {});
-  return {nothing(), nothing(), nothing(), scale, nothing(), nothing()};
-}
-
-// The loss, what contrast_backward needs, and the gradients of a total.
-decltype(std::tuple_cat(std::tuple<Tensor, Tensor>(), Six())) contrast(
+// The loss, what contrast_backward needs, and of a total the gradients that are needed.
+std::tuple<Tensor, Tensor, TensorList> contrast(
     const Tensor& first, const Tensor& second, const std::optional<Tensor>& negative_keys,
     const std::optional<Tensor>& counted, const Tensor& scale, const Call& call,
     const std::string& statistic, const std::string& epilogue, bool normalize, bool in_batch,
@@ -137,18 +125,19 @@ decltype(std::tuple_cat(std::tuple<Tensor, Tensor>(), Six())) contrast(
           step.make_losses(values, losses.data());
           *mutable_data<T>(loss) = total(losses, mean);
         }
-        if (!needs.any()) return no_gradients(first);
+        if (!needs.any()) return ContrastGradients{};
         const T share = mean ? T(1) / static_cast<T>(std::max<int64_t>(inputs.losses(), 1)) : T(1);
         return step.gradients(values, {nullptr, share});
       });
-  return std::tuple_cat(std::tuple{loss, statistics}, as_tuple(grads));
+  return {loss, statistics, TensorList{grads.needed()}};
 }
 
-Six contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
-                      const Tensor& second, const std::optional<Tensor>& negative_keys,
-                      const std::optional<Tensor>& counted, const Tensor& scale, const Call& call,
-                      const std::string& statistic, const std::string& epilogue, bool normalize,
-                      bool in_batch, const std::vector<bool>& needs_list) {
+TensorList contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
+                             const Tensor& second, const std::optional<Tensor>& negative_keys,
+                             const std::optional<Tensor>& counted, const Tensor& scale,
+                             const Call& call, const std::string& statistic,
+                             const std::string& epilogue, bool normalize, bool in_batch,
+                             const std::vector<bool>& needs_list) {
   const auto [sides, fold] = parts_of(statistic);
   const ContrastInputs inputs{first, second, negative_keys, counted, scale,
                               call,  sides,  normalize,     in_batch};
@@ -157,10 +146,12 @@ Six contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor
   check_tensor("statistics", statistics, first, accumulator(first),
                {inputs.directions() + 1, inputs.batch()});
   const ContrastNeeds needs = needs_of(needs_list, call.pairs);
-  return as_tuple(with_step(inputs, fold, epilogue, needs, [&]<class Fold>(Contrast<Fold>&& step) {
-    using T = typename Fold::Number;
-    return step.gradients(data<T>(statistics), {data<T>(grad), T(1)});
-  }));
+  const ContrastGradients grads =
+      with_step(inputs, fold, epilogue, needs, [&]<class Fold>(Contrast<Fold>&& step) {
+        using T = typename Fold::Number;
+        return step.gradients(data<T>(statistics), {data<T>(grad), T(1)});
+      });
+  return {grads.needed()};
 }
 
 }  // namespace

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from cl_kernels._ops import overload
 from cl_kernels.calls import Call
+from cl_kernels.losses.composed import Needs
 from cl_kernels.pairs import Pairs
 from cl_kernels.statistics.table import STATISTICS
 from python_tests.conftest import skip_unless_usable
@@ -60,7 +62,7 @@ def both(operation, *arguments):
 
 
 def assert_close(ours, expected, dtype, size=1.0):
-    for a, b in zip(ours, expected, strict=True):
+    for a, b in zip(tree_leaves(ours), tree_leaves(expected), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         atol = RULE[dtype] * max(b.abs().max().item() if b.numel() else 0, size if b.dim() else 1)
         torch.testing.assert_close(a, b, rtol=RULE[dtype], atol=atol)
@@ -83,18 +85,11 @@ def skip_impossible(statistic, further, in_batch):
         pytest.skip("there would be no negatives at all")
 
 
-def needed(statistic, gradients, needs):
-    """Of all gradients those that are needed, the others empty; the scale's only if it is."""
-    if STATISTICS[statistic].of_one:
-        needs = needs[0] or needs[1], False, *needs[2:]
-    empty = gradients[0].new_empty
-    every = zip(gradients, needs, strict=True)
-    return tuple(g if need or g.dim() == 0 else empty(0) for g, need in every)
-
-
-def with_scale(results, needs):
-    """Without the scale's gradient where nobody needs it."""
-    return [x for i, x in enumerate(results) if i != len(results) - 3 or needs[3]]
+def needed(statistic, every, of_every, needs):
+    """Of the gradients ``every``, which ``of_every`` asked for, those that are needed."""
+    views = STATISTICS[statistic].of_one
+    gradients = dict(zip(Needs(*of_every).of(views, range(6)), every, strict=True))
+    return [gradients[i] for i in Needs(*needs).of(views, range(6))]
 
 
 @each_kind
@@ -114,13 +109,12 @@ def test_contrast(statistic, epilogue, normalize, in_batch, batch, further):
                 all_needs(further, in_batch),
             )  # fmt: skip
             assert_close(*compared, dtype)
-        loss, statistics, *every = overload("contrast", "reference")(
-            *given, *kind, "mean", all_needs(further, in_batch)
-        )
+        of_every = all_needs(further, in_batch)
+        loss, statistics, every = overload("contrast", "reference")(*given, *kind, "mean", of_every)
         for needs in every_need(further, in_batch):
             results = overload("contrast", "native")(*given, *kind, "mean", needs)
-            expected = loss, statistics, *needed(statistic, every, needs)
-            assert_close(with_scale(results, needs), with_scale(expected, needs), dtype)
+            expected = loss, statistics, needed(statistic, every, of_every, needs)
+            assert_close(results, expected, dtype)
 
 
 @each_kind
@@ -130,15 +124,14 @@ def test_gradients_of_each_loss(statistic, epilogue, normalize, in_batch, furthe
     kind = statistic, epilogue, normalize, in_batch
     for dtype in RULE:
         given = inputs(statistic, 70, 33, dtype, further, in_batch=in_batch)
-        needs = all_needs(further, in_batch)
-        losses, statistics, *_ = overload("contrast", "reference")(*given, *kind, "none", needs)
+        of_every = all_needs(further, in_batch)
+        losses, statistics, _ = overload("contrast", "reference")(*given, *kind, "none", of_every)
         grad = torch.randn_like(losses)
-        every = overload("contrast_backward", "reference")(grad, statistics, *given, *kind, needs)
+        arguments = grad, statistics, *given, *kind
+        every = overload("contrast_backward", "reference")(*arguments, of_every)
         for needs in every_need(further, in_batch):
-            arguments = grad, statistics, *given, *kind, needs
-            results = overload("contrast_backward", "native")(*arguments)
-            expected = needed(statistic, every, needs)
-            results, expected = with_scale(results, needs), with_scale(expected, needs)
+            results = overload("contrast_backward", "native")(*arguments, needs)
+            expected = needed(statistic, every, of_every, needs)
             assert_close(results, expected, dtype, len(losses))
 
 
@@ -163,8 +156,7 @@ def test_own_keys(epilogue, in_batch, each):
         for needs in (every, [*every[:2], False, *every[3:]], [False, True, True, False] * 2):
             needs = [*needs[:5], needs[5] and in_batch]
             for reduction in ("mean", "none"):
-                compared = both("contrast", *given, *kind, reduction, needs)
-                assert_close(*(with_scale(list(x), needs) for x in compared), dtype)
+                assert_close(*both("contrast", *given, *kind, reduction, needs), dtype)
         losses, statistics, *_ = overload("contrast", "reference")(*given, *kind, "none", every)
         grad = torch.randn_like(losses)
         compared = both("contrast_backward", grad, statistics, *given, *kind, every)
