@@ -125,7 +125,7 @@ def choose(backend: str | None, request: Request) -> str:
         if reason is not None:
             raise ValueError(f"backend: {name!r} (from {source}) cannot serve this call: {reason}")
         return name
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not isinstance(request.width, int):  # a symbol
         return _first_that_serves(request)
     name = _chosen.get(request)
     if name is None:

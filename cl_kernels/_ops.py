@@ -93,7 +93,8 @@ def _loading(
                 _loaded.just_now = False
         if otherwise is not None:
             return otherwise(*args)
-        raise NotImplementedError(f"cl_kernels: {compute} has no kernel on {x.device}: {reason}")
+        reason = reason or "the compiled kernels take dense tensors of one device"
+        raise NotImplementedError(f"cl_kernels: {compute} has no kernel for this call: {reason}")
 
     return python
 

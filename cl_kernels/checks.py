@@ -226,8 +226,12 @@ def as_scalar(
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got a {value.layout} one")
         if value.dim() > 1 or value.numel() != 1:
             raise ValueError(f"{name}: expected {expected}, got shape {list(value.shape)}")
+        if like is not None and value.is_meta and not like.is_meta:
+            raise ValueError(f"{name}: expected a tensor that holds a number, got one on meta")
         value = value.reshape(()) if value.dim() else value
         if streamed:
             refuse_transforms(name, value)
@@ -240,8 +244,8 @@ def as_scalar(
         return 1 / value.to(torch.promote_types(value.dtype, dtype))
     check_number(name, value, expected)
     if not torch.compiler.is_compiling():
+        _check_number(name, _as_float(value), like, inverted)
         value = float(value)
-        _check_number(name, value, like, inverted)
     elif like is not None:
         value = as_factor(value, like)
     return 1 / value if inverted else value
@@ -251,6 +255,14 @@ def as_factor(number: float, like: Tensor) -> Tensor:
     """A number as a 0-d tensor: torch.compile compiles anew for every value of a symbol, unless it
     is a factor."""
     return like.new_ones((), dtype=accumulator(like)) * number
+
+
+def _as_float(number: float) -> float:
+    """Infinite where an integer is too large for a float."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _check_number(name: str, number: float, like: Tensor | None, inverted: bool) -> None:

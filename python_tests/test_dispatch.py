@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import cl_kernels
 from cl_kernels import _dispatch, _libraries
@@ -30,6 +31,14 @@ def row_logsumexp(**options):
 
 def served_by(function=row_logsumexp, **options):
     return [plan.call.backend for plan in cl_kernels.explain(function, **options).plans]
+
+
+def test_symbolic_widths_outside_of_torch_compile():
+    """``make_fx`` and ``aot_function`` hand symbols on, by which no choice can be remembered."""
+    query, key = embeddings(4, 5, 3)
+    traced = make_fx(lambda x, y: cl_kernels.row_logsumexp(x, y, 2.0), tracing_mode="symbolic")
+    program = traced(query, key)
+    torch.testing.assert_close(program(query, key), cl_kernels.row_logsumexp(query, key, 2.0))
 
 
 def test_argument_beats_context_beats_default():

@@ -165,6 +165,11 @@ class TestScalars:
     def test_tensor_shape(self, call, name, shape):
         refused(ValueError, call, name, torch.ones(shape), "0-d tensor", list(shape))
 
+    def test_what_holds_no_finite_number(self, call, name):
+        refused(ValueError, call, name, 10**400, "finite number", "inf")
+        refused(TypeError, call, name, torch.tensor(1.0).to_sparse(), "dense", "sparse_coo")
+        refused(ValueError, call, name, torch.ones((), device="meta"), "a number", "meta")
+
 
 @pytest.mark.parametrize(("call", "name"), TEMPERATURES, ids=named(TEMPERATURES))
 @pytest.mark.parametrize("zero", [0, 0.0, -0.0, torch.tensor(0.0)], ids=str)

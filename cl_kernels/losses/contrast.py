@@ -173,7 +173,8 @@ def _spread(call: Call, recipe: Recipe, first: Tensor, biases: Sequence[Tensor |
     functions: to autograd it would be more work than a small batch's loss."""
     query_bias, key_bias = biases
     if query_bias is not None and not query_bias.dim():
-        query_bias = query_bias.expand(_rows(recipe.statistic, first)).contiguous()
+        rows = _rows(recipe.statistic, first)
+        query_bias = query_bias.expand(rows).clone(memory_format=torch.contiguous_format)
     return call.with_biases(query_bias, key_bias)
 
 
