@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import cl_kernels
 from catalogue import textbook
 from catalogue.losses import LOSSES
-from cl_kernels import PairFilter
+from cl_kernels import PairFilter, _dispatch
 from cl_kernels._dispatch import Request
 from cl_kernels.statistics.table import STATISTICS
 
@@ -29,6 +29,12 @@ GRADIENT = {
 def a_request(device="cpu", dtype=torch.float32, operation="row_logsumexp", width=8, **more):
     """A call that a backend may be asked to serve."""
     return Request(operation, torch.device(device), dtype, dtype, width, **more)
+
+
+def forget_backends(monkeypatch):
+    """As if none was asked yet what it serves."""
+    for known in ("_usable", "_chosen"):
+        monkeypatch.setattr(_dispatch, known, {})
 
 
 def operator(operation, backend):

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import cl_kernels
 from cl_kernels import _dispatch, _libraries
 from cl_kernels.backends import BACKENDS, backend_module
-from python_tests.helpers import a_request, embeddings, unit_rows
+from python_tests.helpers import a_request, embeddings, forget_backends, unit_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,8 +110,7 @@ def test_unknown_name(ask):
 def without_libraries(monkeypatch, tmp_path):
     """The package as it is where nothing was compiled."""
     monkeypatch.setattr(_libraries, "_PACKAGE", tmp_path)
-    monkeypatch.setattr(_dispatch, "_usable", {})
-    monkeypatch.setattr(_dispatch, "_chosen", {})
+    forget_backends(monkeypatch)
     _libraries.load_failure.cache_clear()
     yield
     _libraries.load_failure.cache_clear()
@@ -178,8 +177,7 @@ def two_gpus(monkeypatch):
     if backend_module("triton").INTERPRETED:
         pytest.skip("the interpreter serves any device")
     capability = {0: (9, 0), 1: (7, 5)}
-    monkeypatch.setattr(_dispatch, "_usable", {})
-    monkeypatch.setattr(_dispatch, "_chosen", {})
+    forget_backends(monkeypatch)
     monkeypatch.setattr(backend_module("native"), "load_failure", lambda library: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -216,8 +214,7 @@ def test_calls_name_their_tensors_device(name):
 
 def test_no_gpu_for_the_cuda_library(monkeypatch):
     """It may load without one."""
-    monkeypatch.setattr(_dispatch, "_usable", {})
-    monkeypatch.setattr(_dispatch, "_chosen", {})
+    forget_backends(monkeypatch)
     monkeypatch.setattr(backend_module("native"), "load_failure", lambda library: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cl_kernels.doctor().reasons["cuda", "native"] == "there is no CUDA GPU"

@@ -12,7 +12,7 @@ from cl_kernels import _dispatch, _libraries, _precision
 from cl_kernels._ops import defined
 from cl_kernels._precision import widest
 from cl_kernels.losses import common
-from python_tests.helpers import a_request, unit_rows
+from python_tests.helpers import a_request, forget_backends, unit_rows
 from python_tests.test_dispatch import python
 from python_tests.test_public import DETACHED, TRAINED, run
 
@@ -20,8 +20,7 @@ from python_tests.test_public import DETACHED, TRAINED, run
 @pytest.fixture
 def rocm(monkeypatch):
     """As if torch were built for ROCm and there were a GPU."""
-    monkeypatch.setattr(_dispatch, "_usable", {})
-    monkeypatch.setattr(_dispatch, "_chosen", {})
+    forget_backends(monkeypatch)
     monkeypatch.setattr(torch.version, "hip", "7.1")
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

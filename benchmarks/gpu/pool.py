@@ -25,7 +25,8 @@ from benchmarks.machine import ROOT
 
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic algorithms ask for
 NO_TIME = "no time left"
-HANGS = "hangs"
+HANGS = "hangs: killed after {:.0f} s"
+CUT_OFF = "ran for {:.0f} s when the stage's time was over"
 NO_START = "the processes that should answer do not start"
 START_SECONDS = 60.0  # importing torch on a cold machine
 END_SECONDS = 10.0  # for a process that was killed
@@ -105,18 +106,15 @@ class Worker:
         line, _, self.text = self.text.partition(b"\n")
         return line.decode(errors="replace")
 
-    def hear(self, until: float) -> dict[str, Any]:
-        """Its next message, or why there is none."""
+    def hear(self, until: float, silence: str = HANGS) -> dict[str, Any]:
+        """Its next message, or why there is none; ``silence``: what it is if that is until then."""
         start = perf_counter()
         try:
             line = self._line(until)
         except EOFError:
             return {"error": f"{self._death()}{self.last_words()}"[:300], "broken": True}
         if line is None:
-            return {
-                "error": f"{HANGS}: killed after {perf_counter() - start:.0f} s",
-                "broken": True,
-            }
+            return {"error": silence.format(perf_counter() - start), "broken": True}
         with contextlib.suppress(ValueError):
             if isinstance(message := json.loads(line), dict):
                 return message
@@ -134,10 +132,8 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # it died since: its end is heard
             self.process.stdin.write(json.dumps(case).encode() + b"\n")
             self.process.stdin.flush()
-        start = perf_counter()
-        result = self.hear(min(until, start + seconds))
-        if until < start + seconds and str(result.get("error")).startswith(HANGS):
-            result["error"] = f"ran for {until - start:.0f} s when the stage's time was over"
+        limit = perf_counter() + seconds
+        result = self.hear(min(until, limit), CUT_OFF if until < limit else HANGS)
         if (answered := result.pop("case", case)) != case:
             return {"error": f"answered {answered} instead", "broken": True}
         return result

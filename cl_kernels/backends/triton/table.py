@@ -2,9 +2,10 @@
 
 Chosen by compiling: nothing spills and shared memory suffices in any of ``variants.variants``.
 Which of the configurations that fit is fastest is an estimate until a GPU has measured it, as an
-H200 has those of "self_forward", "weights" and "topk" for wide rows of half types on sm_90; the
-autotuner prints the line that replaces one here. Where there is a family with "_masked", it serves
-the calls that mask tiles: those with filters, and those of sizes that tiles do not divide.
+H200 has, for half types on sm_90, "self_forward" and "weights" of wide rows and "topk" of 128 and
+256 columns; the autotuner prints the line that replaces one here. Where there is a family with
+"_masked", it serves the calls that mask tiles: those with filters, and those of sizes that tiles do
+not divide.
 """
 
 from typing import NamedTuple
@@ -193,8 +194,9 @@ TABLE: dict[tuple[int, str, str, int], Config] = {
     (100, "topk", "ieee", WIDE): Config(64, 32, 32, 8, 2),
 }
 
-# How many loads and stores of spilled registers a line may have in some of its uses: with it a GPU
-# was faster, in those too, than with the lines that spill none.
+# How many loads and stores of spilled registers a line may have in some of its uses. An H200 was
+# faster with it than with one that spills none, in the losses' uses and, for "self_forward",
+# without a bound of the logits; other uses were not timed.
 MAY_SPILL: dict[tuple[int, str, str, int], int] = {
     (90, "self_forward", "half", WIDE): 100,
     (90, "weights", "half", WIDE): 20,
