@@ -159,6 +159,16 @@ class SigLipLoss(ClipLoss):
 
     function = siglip
 
+    # its own: Python names the class whose constructor refuses an argument
+    def __init__(
+        self,
+        *,
+        normalize: bool = False,
+        reduction: Reduction = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
+
 
 def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
