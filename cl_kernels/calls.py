@@ -72,13 +72,11 @@ def as_call(
     where: Where,
     compute_dtype: torch.dtype | None = None,
     logit_bound: float | None = None,
-    excluded: tuple[Tensor, Tensor] | None = None,
     vectors: Mapping[str, Tensor | None] | None = None,
 ) -> Call:
     """The checked options of a call on ``shape`` = (M, N) pairs of embeddings like ``query``.
 
-    ``excluded``: int64 ids of queries and keys whose equal pairs are dropped too: a loss's own
-    filter, which needs no check. ``vectors``: other options of ``Pairs``, which were checked.
+    ``vectors``: other options of ``Pairs``, which were checked.
     """
     filters = check_filters(where, shape, query.device) if where != () else ()
     if compute_dtype is None:
@@ -92,7 +90,7 @@ def as_call(
             raise ValueError(
                 f"logit_bound: expected a finite number >= 0 or None, got {logit_bound}"
             )
-    return Call(as_pairs(filters, excluded, **(vectors or {})), compute_dtype, logit_bound)
+    return Call(as_pairs(filters, **(vectors or {})), compute_dtype, logit_bound)
 
 
 def default_compute_dtype(x: Tensor) -> torch.dtype:

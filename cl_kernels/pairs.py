@@ -86,7 +86,7 @@ class Pairs(NamedTuple):
     is the inner product as a tile gives it, before the scale; in a search, the score.
     """
 
-    query_ids: tuple[Tensor, ...] = ()  # int64 [M] each: the filters', a loss's own first
+    query_ids: tuple[Tensor, ...] = ()  # int64 [M] each: the filters'
     key_ids: tuple[Tensor, ...] = ()  # int64 [N] each
     keep_same: tuple[bool, ...] = ()
     below: Tensor | None = None  # [M]: similarities strictly below it are kept
@@ -118,6 +118,14 @@ class Pairs(NamedTuple):
     def of_keys(self, part: slice) -> Pairs:
         """For some of the keys."""
         return self._cut(part, OF_KEYS)
+
+    def without(self, query_ids: Tensor, key_ids: Tensor) -> Pairs:
+        """But for the pairs of equal ids."""
+        return self._replace(
+            query_ids=(query_ids, *self.query_ids),
+            key_ids=(key_ids, *self.key_ids),
+            keep_same=(False, *self.keep_same),
+        )
 
     def _cut(self, part: slice, names: Iterable[str]) -> Pairs:
         def cut(x):
@@ -151,13 +159,9 @@ OF_KEYS = {name for name in Pairs._fields if name.startswith("key_")}  # the oth
 OPTIONS = tuple(name for name in Pairs._fields if name not in ("query_ids", "key_ids", "keep_same"))
 
 
-def as_pairs(
-    filters: Sequence[PairFilter], excluded: tuple[Tensor, Tensor] | None = None, **options
-) -> Pairs:
-    """Checked filters and options; ``excluded``: int64 ids of queries and keys whose equal pairs
-    are dropped too, a loss's own filter."""
-    given = [] if excluded is None else [(*excluded, False)]
-    given += [(f.query_ids, f.key_ids, f.keep == "same") for f in filters]
+def as_pairs(filters: Sequence[PairFilter], **options) -> Pairs:
+    """Of checked filters and options."""
+    given = [(f.query_ids, f.key_ids, f.keep == "same") for f in filters]
     query_ids, key_ids, keep_same = zip(*given, strict=True) if given else ((), (), ())
     return Pairs(query_ids, key_ids, keep_same, **options)
 

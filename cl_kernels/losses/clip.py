@@ -46,13 +46,11 @@ def clip(
     """
     image_features, text_features, scale = as_image_text(image_features, text_features, logit_scale)
     check_reduction(reduction)
-    pair = torch.arange(image_features.shape[0], device=image_features.device)
     loss = contrast(
         Recipe("row_col_logsumexp", "softplus", normalize),
         image_features,
         text_features,
         scale,
-        (pair, pair),
         logit_bound=logit_bound(normalize, scale=logit_scale),
         reduction=reduction,
         backend=backend,

@@ -34,8 +34,8 @@ class Composition(NamedTuple):
             is the positive of query i; a pair's loss is the mean of its directions.
         epilogue: By name.
         normalize: Divide rows by their length first.
-        in_batch: Whether the batch's keys are negatives at all. If not, the statistic is "row", of
-            the further negatives alone, and the call's filters are on these.
+        in_batch: Whether the batch's other keys are negatives at all. If not, the statistic is
+            "row", of the further negatives alone, and the call's filters are on these.
     """
 
     backend: str
@@ -53,6 +53,19 @@ class Composition(NamedTuple):
     def of_further(self) -> Statistic:
         """Of the rows against further negatives."""
         return STATISTICS["row_" + self.of_rows.fold.name]
+
+    def of_batch(self, first: Tensor) -> Composition:
+        """With what an operation's call leaves to be said of rows like these: a positive is no
+        negative, and one bias is that of every row."""
+        pairs, views = self.call.pairs, self.of_rows.of_one
+        if self.in_batch:
+            ids = torch.arange(first.shape[0], device=first.device)
+            ids = torch.cat((ids, ids)) if views else ids
+            pairs = pairs.without(ids, ids)
+        if pairs.query_bias is not None and not pairs.query_bias.dim():
+            rows = first.shape[0] * (2 if views else 1)
+            pairs = pairs._replace(query_bias=pairs.query_bias.expand(rows).contiguous())
+        return self._replace(call=self.call._replace(pairs=pairs))
 
     def of_all(self) -> Call:
         """Of the rows against further negatives: what is said of the batch's keys does not hold."""
@@ -94,9 +107,15 @@ NO_NEEDS = Needs(*(False,) * 6)
 class Step:
     """One evaluation: of the losses and, as long as its tensors are there, of their gradients."""
 
-    def __init__(self, c: Composition, operands: Operands, scale: Tensor, needs: Needs):
-        self.c, self.operands, self.scale, self.needs = c, operands, scale, needs
-        self.views = operands.key is None
+    def __init__(
+        self, c: Composition, inputs: Sequence[Tensor | None], scale: Tensor, needs: Needs
+    ):
+        first, bias = inputs[0], c.call.pairs.query_bias
+        assert first is not None
+        self.c, self.scale, self.needs = c.of_batch(first), scale, needs
+        self.one_bias = bias is not None and not bias.dim()
+        self.views = c.of_rows.of_one
+        self.operands = Operands.of(inputs, self.views, c.normalize)
         # <query, grad> gives the scale's gradient where the key's is not made.
         self.by_query = self.views or needs.first or not needs.second
         self.frozen: tuple[Tensor, Tensor] | None = None  # of further keys that are not trained
@@ -175,6 +194,8 @@ class Step:
         if operands.key is not None and needs.second:
             grad_key = operands.key.gradient(grad_key)
         grad_scale = grad_scale + (by_similarity * similarity).sum()
+        if self.one_bias and needs.query_bias:
+            grad_query_bias = grad_query_bias.sum()
         biases = grad_query_bias, grad_key_bias
         return needs.of(self.views, (grad_query, grad_key, grad_further, grad_scale, *biases))
 
@@ -254,7 +275,7 @@ def contrast(
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
     inputs = first, second, negative_keys, counted
-    step = Step(c, Operands.of(inputs, c.of_rows.of_one, normalize), scale, needs)
+    step = Step(c, inputs, scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
     gradients = []
@@ -271,5 +292,5 @@ def contrast_backward(
     *call, statistic, epilogue, normalize, in_batch, wanted = arguments
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
     inputs = first, second, negative_keys, counted
-    step = Step(c, Operands.of(inputs, c.of_rows.of_one, normalize), scale, Needs(*wanted))
+    step = Step(c, inputs, scale, Needs(*wanted))
     return step.gradients(grad, statistics)

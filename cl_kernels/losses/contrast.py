@@ -31,27 +31,31 @@ def _rows(statistic: str, first: Tensor) -> int:
     return first.shape[0] * (2 if STATISTICS[statistic].of_one else 1)
 
 
-def _gradients_fake(first, second, negative_keys, statistic: str, wanted):
+def _gradients_fake(first, second, negative_keys, call: Sequence[Any], statistic: str, wanted):
     views, rows = STATISTICS[statistic].of_one, _rows(statistic, first)
     of_first = (rows, first.shape[1]) if views else first.shape
     of_further = () if negative_keys is None else negative_keys.shape
-    shapes = of_first, second.shape, of_further, (), (rows,), (rows,)
+    query_bias = Call.of(call).pairs.query_bias
+    of_bias = () if query_bias is None else query_bias.shape
+    shapes = of_first, second.shape, of_further, (), of_bias, (rows,)
     return [new_like(first, *shape) for shape in composed.Needs(*wanted).of(views, shapes)]
 
 
 def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
-    *_, statistic, _, _, _, reduction, needs = arguments
+    *call, statistic, _, _, _, reduction, needs = arguments
     wanted = composed.NO_NEEDS if reduction == "none" else needs
     return (
         new_like(first, *((_rows(statistic, first),) if reduction == "none" else ())),
         new_like(first, STATISTICS[statistic].directions + 1, first.shape[0]),
-        _gradients_fake(first, second, negative_keys, statistic, wanted),
+        _gradients_fake(first, second, negative_keys, call, statistic, wanted),
     )
 
 
-def _contrast_backward_fake(grad, statistics, first, second, negative_keys, *arguments):
-    *_, statistic, _, _, _, needs = arguments
-    return _gradients_fake(first, second, negative_keys, statistic, needs)
+def _contrast_backward_fake(
+    grad, statistics, first, second, negative_keys, counted, scale, *arguments
+):
+    *call, statistic, _, _, _, needs = arguments
+    return _gradients_fake(first, second, negative_keys, call, statistic, needs)
 
 
 define_overloads(
@@ -71,7 +75,8 @@ define_overloads(
 
 
 class Recipe(NamedTuple):
-    """Which loss of this shape: see ``composed.Composition``."""
+    """Which loss of this shape: see ``composed.Composition``. In batch, a positive is no negative
+    of its query."""
 
     statistic: str
     epilogue: str
@@ -84,7 +89,6 @@ def contrast(
     first: Tensor,
     second: Tensor,
     scale: float | Tensor,
-    excluded: tuple[Tensor, Tensor] | None,
     where: tuple[PairFilter, ...] = (),
     negative_keys: Tensor | None = None,
     counted: Tensor | None = None,
@@ -100,8 +104,7 @@ def contrast(
         recipe: Which loss.
         first, second: Two views [B, D], or queries and keys: the positives are their rows.
         scale: Inverse temperature.
-        excluded: Ids of queries and keys; pairs of equal ids are no negatives.
-        where: Further filters on the pairs of queries and keys.
+        where: Filters on the pairs of queries and keys.
         negative_keys: More negatives of every query, [K, D]. Not in batch, they are all there are,
             and the filters' keys. With ``counted`` each query's own, [M * K, D].
         counted: Which of each query's own negatives are some, bool [M, K].
@@ -117,7 +120,7 @@ def contrast(
         M = N = M + N
     if not recipe.in_batch and negative_keys is not None:
         N = negative_keys.shape[0]
-    call = as_call(first, (M, N), where, None, logit_bound, excluded, vectors)
+    call = as_call(first, (M, N), where, None, logit_bound, vectors)
     request = request_of(recipe.statistic, first, call)
     name = choose(backend, request)
     if _recording.active():
@@ -158,24 +161,12 @@ def _contrast(
     )  # fmt: skip
     needs = tuple(x is not None and x.requires_grad for x in inputs)
     if not (torch.is_grad_enabled() and any(needs)):
-        call = _spread(call, recipe, first, inputs[-2:])
         compute = overload("contrast", backend)
-        needs = composed.NO_NEEDS
-        given = *inputs[:3], counted, factor
-        return compute(*given, *call.arguments, *recipe, reduction, needs)[0]
+        given = *inputs[:3], counted, factor, *call.arguments
+        return compute(*given, *recipe, reduction, composed.NO_NEEDS)[0]
     if reduction == "none":
         return differentiable(_RowLosses, *inputs, counted, recipe, backend, call)
     return differentiable(_Total, *inputs, counted, recipe, backend, call, reduction, needs)
-
-
-def _spread(call: Call, recipe: Recipe, first: Tensor, biases: Sequence[Tensor | None]) -> Call:
-    """With these biases, and one number of all queries as a number of each. Inside of our
-    functions: to autograd it would be more work than a small batch's loss."""
-    query_bias, key_bias = biases
-    if query_bias is not None and not query_bias.dim():
-        rows = _rows(recipe.statistic, first)
-        query_bias = query_bias.expand(rows).clone(memory_format=torch.contiguous_format)
-    return call.with_biases(query_bias, key_bias)
 
 
 def _of_inputs(ctx: Any, recipe: Recipe, gradients) -> tuple[Tensor | None, ...]:
@@ -183,8 +174,6 @@ def _of_inputs(ctx: Any, recipe: Recipe, gradients) -> tuple[Tensor | None, ...]
     views = STATISTICS[recipe.statistic].of_one
     *of_rows, scale, query_bias, key_bias = composed.Needs(*ctx.needs).spread(views, gradients)
     of_rows = [g if g is None or g.dtype == ctx.dtype else g.to(ctx.dtype) for g in of_rows]
-    if ctx.one_bias and query_bias is not None:
-        query_bias = query_bias.sum()
     return *of_rows, scale, query_bias, key_bias
 
 
@@ -194,8 +183,7 @@ class _RowLosses(torch.autograd.Function):
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
         recipe, backend, call,
     ):  # fmt: skip
-        ctx.one_bias = query_bias is not None and not query_bias.dim()
-        call = _spread(call, recipe, first, (query_bias, key_bias))
+        call = call.with_biases(query_bias, key_bias)
         inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         arguments = *call.arguments, *recipe, "none", composed.NO_NEEDS
@@ -224,8 +212,7 @@ class _Total(torch.autograd.Function):
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
         recipe, backend, call, reduction, needs,
     ):  # fmt: skip
-        ctx.one_bias = query_bias is not None and not query_bias.dim()
-        call = _spread(call, recipe, first, (query_bias, key_bias))
+        call = call.with_biases(query_bias, key_bias)
         inputs = first, second, negative_keys, counted, scale
         compute = overload("contrast", backend)
         loss, _, gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)

@@ -132,10 +132,10 @@ class _Batch(NamedTuple):
     normalize: bool
 
     @property
-    def positive_ids(self) -> tuple[Tensor, Tensor]:
-        """Ids of queries and of the rows of ``positive_key``, equal for positives."""
+    def not_the_positive(self) -> PairFilter:
+        """On the rows of ``positive_key``."""
         ids = torch.arange(self.positive_key.shape[0], device=self.positive_key.device)
-        return ids if self.target is None else self.target.long(), ids
+        return PairFilter(ids if self.target is None else self.target, ids, "different")
 
 
 def _in_one_call(batch: _Batch, hardest: int | None, **settings) -> Tensor | None:
@@ -145,19 +145,17 @@ def _in_one_call(batch: _Batch, hardest: int | None, **settings) -> Tensor | Non
         further = further.flatten(0, 1)
     if in_batch and target is None and hardest is None and _trained(positive):
         recipe = Recipe("row_logsumexp", "softplus", normalize)
-        of_batch = batch.positive_ids, filters, further, counted
-        return contrast(recipe, query, positive, scale, *of_batch, **settings)
+        return contrast(recipe, query, positive, scale, filters, further, counted, **settings)
     # All negatives in one set of keys, which need not be the positives'.
-    only, excluded = further, None
+    only = further
     if in_batch:
         only = positive if further is None else None
-        excluded = batch.positive_ids
+        filters = (batch.not_the_positive, *filters)
     if only is not None and hardest is not None and counted is None:
-        different = () if excluded is None else (PairFilter(*excluded, "different"),)
-        search = {"where": (*different, *filters), "normalize": normalize}
+        search = {"where": filters, "normalize": normalize}
         found = gathered_hardest(query, only, scale, hardest, backend=settings["backend"], **search)
         if found is not None:
-            (only, counted), hardest, excluded, filters = found, None, None, ()
+            (only, counted), hardest, filters = found, None, ()
     # Of rows' losses nobody knows what their gradients will be multiplied by: ``_by_parts`` makes
     # those of frozen keys in one visit all the same.
     in_one_visit = settings["reduction"] != "none" or counted is not None
@@ -165,8 +163,7 @@ def _in_one_call(batch: _Batch, hardest: int | None, **settings) -> Tensor | Non
         return None
     recipe = Recipe("row_logsumexp", "softplus", normalize, in_batch=False)
     positive = positive if target is None else positive.index_select(0, target)
-    of_batch = excluded, filters, only, counted
-    return contrast(recipe, query, positive, scale, *of_batch, **settings)
+    return contrast(recipe, query, positive, scale, filters, only, counted, **settings)
 
 
 def _by_parts(batch: _Batch, hardest: int | None, logit_bound, reduction, backend) -> Tensor:
@@ -175,8 +172,7 @@ def _by_parts(batch: _Batch, hardest: int | None, logit_bound, reduction, backen
     keys = float_rows(batch.positive_key, normalize=batch.normalize)  # [N, D]
     sets, filters = [], batch.filters  # of negatives, with the filters on them
     if batch.in_batch:
-        not_the_positive = PairFilter(*batch.positive_ids, "different")
-        sets.append(Negatives(keys, (not_the_positive, *filters)))
+        sets.append(Negatives(keys, (batch.not_the_positive, *filters)))
         filters = ()
     if batch.negative_keys is not None:
         sets.append(_further(batch.negative_keys, batch.counted, filters, batch.normalize))

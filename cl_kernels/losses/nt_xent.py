@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cl_kernels.losses.common import (
@@ -60,15 +59,11 @@ def nt_xent(
     check_same_rows("view_1", view_1, "view_0", view_0)
     check_reduction(reduction)
     scale = inverse(temperature, view_0)
-    batch = view_0.shape[0]
-    image = torch.arange(batch, device=view_0.device)
-    image = torch.cat((image, image))  # repeat() takes three times as long
     return contrast(
         Recipe("self_logsumexp", "softplus", normalize),
         view_0,
         view_1,
         scale,
-        (image, image),
         as_filters(where, most=1),
         *further,
         logit_bound=logit_bound(normalize, temperature=temperature),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cl_kernels.calls import number_tensor
@@ -52,13 +51,11 @@ def siglip(
         bias = number_tensor(as_scalar("logit_bias", logit_bias, image_features), image_features)
     else:
         bound = logit_bound(normalize, scale=logit_scale)
-    pair = torch.arange(image_features.shape[0], device=image_features.device)
     return contrast(
         Recipe("row_softplus_sum", "sigmoid", normalize),
         image_features,
         text_features,
         scale,
-        (pair, pair),
         logit_bound=bound,
         reduction=reduction,
         backend=backend,

@@ -1,5 +1,8 @@
 // The operations that CPUs alone have in one call. Schemas are in Python
 // (cl_kernels/losses/contrast.py), which composes them elsewhere.
+#include <algorithm>
+#include <numeric>
+
 #include "../boxed.h"
 #include "../checks.h"
 #include "contrast.h"
@@ -34,6 +37,10 @@ const Epilogue<T>& epilogue_of(const std::string& name) {
   STD_TORCH_CHECK(false, "cl_kernels: epilogue: expected ", epilogue_names<T>(), ", got ", name);
 }
 
+bool has_one_bias(const Call& call) {
+  return call.pairs.query_bias && call.pairs.query_bias->dim() == 0;
+}
+
 // compute(step) for the Contrast of the statistic's fold.
 template <class T, class Compute, template <class> class... FOLD>
 auto by_fold(FoldList<FOLD...>, const std::string& name, const Compute& compute) {
@@ -55,6 +62,29 @@ auto with_step(const ContrastInputs& inputs, const std::string& fold, const std:
   });
 }
 
+// The statistic's call: a positive is no negative, and one bias is that of every row.
+Call call_of_rows(const Call& call, const Tensor& first, Sides sides, bool in_batch) {
+  const int64_t batch = first.size(0), rows = sides == Sides::self ? 2 * batch : batch;
+  Call result = call;
+  Pairs& pairs = result.pairs;
+  if (in_batch) {
+    const Tensor ids = empty_indices(first, {rows});
+    int64_t* const id = mutable_data<int64_t>(ids);
+    for (int64_t i = 0; i < rows; ++i) id[i] = i < batch ? i : i - batch;
+    pairs.query_ids.insert(pairs.query_ids.begin(), ids);
+    pairs.key_ids.insert(pairs.key_ids.begin(), ids);
+    pairs.keep_same.insert(pairs.keep_same.begin(), false);
+  }
+  if (has_one_bias(call)) {
+    check_tensor("query_bias", *call.pairs.query_bias, first, accumulator(first), {});
+    pairs.query_bias = empty(first, {rows});
+    by_accumulator(first, [&]<class T>(T) {
+      std::fill_n(mutable_data<T>(*pairs.query_bias), rows, *data<T>(*call.pairs.query_bias));
+    });
+  }
+  return result;
+}
+
 ContrastNeeds needs_of(const std::vector<bool>& needs, const Pairs& pairs) {
   check_needs(needs, 6);
   check_bias_needs(pairs, needs[4], needs[5]);
@@ -63,7 +93,6 @@ ContrastNeeds needs_of(const std::vector<bool>& needs, const Pairs& pairs) {
 
 void check_contrast(const ContrastInputs& inputs) {
   const Tensor& first = inputs.first;
-  check_embeddings("first", first);
   check_tensor("second", inputs.second, first, first.scalar_type(), {first.size(0), first.size(1)});
   const bool alone = !inputs.in_batch;
   STD_TORCH_CHECK(
@@ -97,15 +126,29 @@ T total(const std::vector<T>& losses, bool mean) {
   return static_cast<T>(mean ? sum / static_cast<double>(std::max<size_t>(losses.size(), 1)) : sum);
 }
 
+// The gradients that are needed; of one bias it is one number.
+TensorList needed_of(ContrastGradients grads, const Call& call) {
+  if (grads.query_bias && has_one_bias(call)) {
+    const Tensor& each = *grads.query_bias;
+    grads.query_bias = by_accumulator(each, [&]<class T>(T) {
+      const T* const begin = data<T>(each);
+      return scalar(each, static_cast<T>(std::accumulate(begin, begin + each.numel(), 0.0)));
+    });
+  }
+  return {grads.needed()};
+}
+
 // The loss, what contrast_backward needs, and of a total the gradients that are needed.
 std::tuple<Tensor, Tensor, TensorList> contrast(
     const Tensor& first, const Tensor& second, const std::optional<Tensor>& negative_keys,
     const std::optional<Tensor>& counted, const Tensor& scale, const Call& call,
     const std::string& statistic, const std::string& epilogue, bool normalize, bool in_batch,
     const std::string& reduction, const std::vector<bool>& needs_list) {
+  check_embeddings("first", first);
   const auto [sides, fold] = parts_of(statistic);
-  const ContrastInputs inputs{first, second, negative_keys, counted, scale,
-                              call,  sides,  normalize,     in_batch};
+  const Call of_rows = call_of_rows(call, first, sides, in_batch);
+  const ContrastInputs inputs{first,   second, negative_keys, counted, scale,
+                              of_rows, sides,  normalize,     in_batch};
   check_contrast(inputs);
   const bool mean = reduction == "mean", none = reduction == "none";
   STD_TORCH_CHECK(mean || none || reduction == "sum",
@@ -129,7 +172,7 @@ std::tuple<Tensor, Tensor, TensorList> contrast(
         const T share = mean ? T(1) / static_cast<T>(std::max<int64_t>(inputs.losses(), 1)) : T(1);
         return step.gradients(values, {nullptr, share});
       });
-  return {loss, statistics, TensorList{grads.needed()}};
+  return {loss, statistics, needed_of(grads, call)};
 }
 
 TensorList contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
@@ -138,9 +181,11 @@ TensorList contrast_backward(const Tensor& grad, const Tensor& statistics, const
                              const Call& call, const std::string& statistic,
                              const std::string& epilogue, bool normalize, bool in_batch,
                              const std::vector<bool>& needs_list) {
+  check_embeddings("first", first);
   const auto [sides, fold] = parts_of(statistic);
-  const ContrastInputs inputs{first, second, negative_keys, counted, scale,
-                              call,  sides,  normalize,     in_batch};
+  const Call of_rows = call_of_rows(call, first, sides, in_batch);
+  const ContrastInputs inputs{first,   second, negative_keys, counted, scale,
+                              of_rows, sides,  normalize,     in_batch};
   check_contrast(inputs);
   check_vector("grad", grad, first, inputs.losses());
   check_tensor("statistics", statistics, first, accumulator(first),
@@ -151,7 +196,7 @@ TensorList contrast_backward(const Tensor& grad, const Tensor& statistics, const
         using T = typename Fold::Number;
         return step.gradients(data<T>(statistics), {data<T>(grad), T(1)});
       });
-  return {grads.needed()};
+  return needed_of(grads, call);
 }
 
 }  // namespace

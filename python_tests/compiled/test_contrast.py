@@ -35,21 +35,22 @@ def native():
     skip_unless_usable("native")
 
 
-def inputs(statistic, batch, width, dtype, further, filters=1, bounded=False, in_batch=True):
-    """Positional arguments before the kind of loss: related rows, which are not of unit length."""
+def inputs(
+    statistic, batch, width, dtype, further, filters=0, bounded=False, in_batch=True, one=False
+):
+    """Positional arguments before the kind of loss: related rows, which are not of unit length;
+    ``one``: with one bias of all queries."""
     exact = accumulator(dtype)
     first = torch.randn(batch, width, dtype=exact)
     second = first + 0.5 * torch.randn(batch, width, dtype=exact)
     rows = 2 * batch if STATISTICS[statistic].of_one else batch
-    own = torch.arange(batch).repeat(rows // max(batch, 1))
-    query_ids = (own, *(torch.randint(4, (rows,)) for _ in range(filters - 1)))
     keys = rows if in_batch else further
-    key_ids = (
-        own if in_batch else torch.arange(keys),
-        *(torch.randint(4, (keys,)) for _ in range(filters - 1)),
+    query_ids, key_ids = (
+        tuple(torch.randint(4, (n,)) for _ in range(filters)) for n in (rows, keys)
     )
     below = torch.rand(rows, dtype=exact) if bounded else None
-    biases = torch.randn(rows, dtype=exact), torch.randn(rows, dtype=exact) if in_batch else None
+    query_bias = torch.randn(() if one else rows, dtype=exact)
+    biases = query_bias, torch.randn(rows, dtype=exact) if in_batch else None
     pairs = Pairs(query_ids, key_ids, (False,) * filters, below, None, *biases)
     negative_keys = None if further is None else torch.randn(further, width, dtype=exact).to(dtype)
     embeddings = (x.to(dtype) / width**0.5 for x in (first, second))
@@ -99,7 +100,7 @@ def test_contrast(statistic, epilogue, normalize, in_batch, batch, further):
     skip_impossible(statistic, further, in_batch)
     kind = statistic, epilogue, normalize, in_batch
     for dtype in RULE:
-        given = inputs(statistic, batch, 24, dtype, further, filters=3, in_batch=in_batch)
+        given = inputs(statistic, batch, 24, dtype, further, filters=2, in_batch=in_batch)
         if statistic.endswith("logsumexp") and epilogue == "difference":  # of no negative: -inf
             biases = dict(zip(("query_bias", "key_bias"), given[10:12], strict=True))
             given = *given[:5], *Call(Pairs(**biases), dtype, None).arguments
@@ -123,7 +124,7 @@ def test_gradients_of_each_loss(statistic, epilogue, normalize, in_batch, furthe
     skip_impossible(statistic, further, in_batch)
     kind = statistic, epilogue, normalize, in_batch
     for dtype in RULE:
-        given = inputs(statistic, 70, 33, dtype, further, in_batch=in_batch)
+        given = inputs(statistic, 70, 33, dtype, further, in_batch=in_batch, one=further is None)
         of_every = all_needs(further, in_batch)
         losses, statistics, _ = overload("contrast", "reference")(*given, *kind, "none", of_every)
         grad = torch.randn_like(losses)
@@ -165,7 +166,7 @@ def test_own_keys(epilogue, in_batch, each):
 
 def test_bounds():
     for statistic in STATISTICS:
-        given = inputs(statistic, 60, 24, torch.float32, None, bounded=True)
+        given = inputs(statistic, 60, 24, torch.float32, None, bounded=True, one=True)
         kind = statistic, "softplus", True, True
         compared = both("contrast", *given, *kind, "mean", [True, True, False, True, True, True])
         assert_close(*compared, torch.float32)
@@ -185,6 +186,8 @@ def test_bounds():
         (3, torch.ones(5, 2, dtype=torch.bool), "negative_keys: expected 2 for each of the 5"),
         (3, torch.ones(5), "counted: expected contiguous Bool"),
         (4, torch.randn(1), "scale: expected"),
+        (10, torch.randn((), dtype=torch.float64), "query_bias: expected contiguous Float"),
+        (10, torch.randn(4), "query_bias: expected contiguous Float"),
     ],
 )
 def test_bad_arguments(position, bad, message):
