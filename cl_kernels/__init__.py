@@ -9,7 +9,16 @@ from cl_kernels._version import __version__
 from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.grad_cache import GradCache, grad_cache_step
-from cl_kernels.losses import clip, info_nce, nt_xent, siglip
+from cl_kernels.losses import (
+    ClipLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SigLipLoss,
+    clip,
+    info_nce,
+    nt_xent,
+    siglip,
+)
 from cl_kernels.losses.epilogues import contrast
 from cl_kernels.mining import (
     MinedNegatives,
@@ -19,7 +28,6 @@ from cl_kernels.mining import (
     mine_hard_negatives,
     semi_hard_negative,
 )
-from cl_kernels.modules import ClipLoss, InfoNCELoss, NTXentLoss, SigLipLoss
 from cl_kernels.pairs import PairFilter
 from cl_kernels.reading import debug_checks
 from cl_kernels.search import TopK, topk

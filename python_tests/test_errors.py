@@ -344,4 +344,4 @@ def test_numbers_of_negatives_that_are_not_there(count):
 
 def test_a_module_is_named_by_its_own_name():
     with pytest.raises(TypeError, match="SigLipLoss"):
-        cl_kernels.SigLipLoss(temperature=0.1)  # pyright: ignore[reportCallIssue]
+        cl_kernels.SigLipLoss(temperature=0.1)

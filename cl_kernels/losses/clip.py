@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
 from cl_kernels.losses.contrast import Recipe, contrast
+from cl_kernels.losses.module import LossModule
 
 
 def clip(
@@ -60,3 +63,21 @@ def clip(
         if isinstance(logit_bias, Tensor):  # a parameter that is used gets a gradient: zero
             loss = torch.add(loss, logit_bias, alpha=0)
     return loss
+
+
+class ClipLoss(LossModule):
+    """``clip`` as a module, called as open_clip calls its loss: ``loss(image_features,
+    text_features, logit_scale, logit_bias=None, output_dict=False)``.
+
+    Settings are the function's other arguments.
+    """
+
+    function = clip
+    inputs = "image_features", "text_features", "logit_scale", "logit_bias", "output_dict"
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """The loss, or ``{"contrastive_loss": loss}`` if ``output_dict``."""
+        options = self._named(inputs, options)
+        as_dict = options.pop("output_dict", False)
+        loss = super().forward(**options)
+        return {"contrastive_loss": loss} if as_dict else loss

@@ -30,6 +30,7 @@ from cl_kernels.losses.hardest import (
     logsumexp_of,
     own_similarity,
 )
+from cl_kernels.losses.module import LossModule
 from cl_kernels.pairs import PairFilter, Where, as_filters
 from cl_kernels.reading import readable
 from cl_kernels.statistics.functions import row_logsumexp
@@ -118,6 +119,19 @@ def info_nce(
     }
     loss = _in_one_call(batch, hardest, **settings)
     return _by_parts(batch, hardest, **settings) if loss is None else loss
+
+
+class InfoNCELoss(LossModule):
+    """``info_nce`` as a module: ``loss(query, positive_key, negative_keys=None, *, target=None,
+    negative_mask=None, where=())``.
+
+    Settings are the function's other arguments; a temperature may be an ``nn.Parameter`` (0-d),
+    which is learned, and ``hardest`` may be set anew at any step, e.g. by a ``MiningSchedule``.
+    """
+
+    function = info_nce
+    inputs = "query", "positive_key", "negative_keys"
+    options = "target", "negative_mask", "where"
 
 
 class _Batch(NamedTuple):

@@ -13,6 +13,7 @@ from cl_kernels.losses.common import (
     logit_bound,
 )
 from cl_kernels.losses.contrast import Recipe, contrast
+from cl_kernels.losses.module import LossModule
 from cl_kernels.pairs import Where, as_filters
 
 
@@ -70,3 +71,15 @@ def nt_xent(
         reduction=reduction,
         backend=backend,
     )
+
+
+class NTXentLoss(LossModule):
+    """``nt_xent`` as a module: ``loss(view_0, view_1, negative_keys=None, *, where=())``.
+
+    Settings are the function's other arguments; a temperature may be an ``nn.Parameter`` (0-d),
+    which is learned.
+    """
+
+    function = nt_xent
+    inputs = "view_0", "view_1", "negative_keys"
+    options = ("where",)

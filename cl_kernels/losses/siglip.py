@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cl_kernels.calls import number_tensor
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.clip import ClipLoss
 from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
 from cl_kernels.losses.contrast import Recipe, contrast
 
@@ -61,3 +62,13 @@ def siglip(
         backend=backend,
         vectors={"query_bias": bias},
     )
+
+
+class SigLipLoss(ClipLoss):
+    """``siglip`` as a module, called as open_clip calls its loss: ``loss(image_features,
+    text_features, logit_scale, logit_bias=None, output_dict=False)``.
+
+    Settings are the function's other arguments.
+    """
+
+    function = siglip
