@@ -15,7 +15,7 @@ from benchmarks import grad_cache, mining
 from benchmarks.losses.report import report
 from benchmarks.report import RESULTS, machine_line
 from benchmarks.search.report import report as search_report
-from catalogue.losses import table
+from catalogue.table import table
 
 README = Path(__file__).parents[1] / "README.md"
 

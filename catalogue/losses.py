@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -211,17 +210,3 @@ LOSSES = {
         ),
     )
 }
-
-
-def _positional(function: Callable[..., Any]) -> list[str]:
-    parameters = signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-
-
-def table() -> str:
-    """The README's table of losses."""
-    lines = ["| loss | function | module |", "|---|---|---|"]
-    for case in LOSSES.values():
-        call = f"{case.name}({', '.join(_positional(case.ours))})"
-        lines.append(f"| {case.title} | `{call}` | `{case.module.__name__}` |")
-    return "\n".join(lines)

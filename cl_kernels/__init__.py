@@ -14,10 +14,12 @@ from cl_kernels.losses import (
     InfoNCELoss,
     NTXentLoss,
     SigLipLoss,
+    SupConLoss,
     clip,
     info_nce,
     nt_xent,
     siglip,
+    supcon,
 )
 from cl_kernels.losses.epilogues import contrast
 from cl_kernels.mining import (
@@ -56,6 +58,7 @@ __all__ = [
     "NTXentLoss",
     "PairFilter",
     "SigLipLoss",
+    "SupConLoss",
     "TopK",
     "__version__",
     "clip",
@@ -81,6 +84,7 @@ __all__ = [
     "self_softplus_sum",
     "semi_hard_negative",
     "siglip",
+    "supcon",
     "topk",
     "use_backend",
 ]

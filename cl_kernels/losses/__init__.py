@@ -4,14 +4,17 @@ from cl_kernels.losses.clip import ClipLoss, clip
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.siglip import SigLipLoss, siglip
+from cl_kernels.losses.supcon import SupConLoss, supcon
 
 __all__ = [
     "ClipLoss",
     "InfoNCELoss",
     "NTXentLoss",
     "SigLipLoss",
+    "SupConLoss",
     "clip",
     "info_nce",
     "nt_xent",
     "siglip",
+    "supcon",
 ]

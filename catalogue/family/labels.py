@@ -1,0 +1,90 @@
+"""Losses of labelled rows, and their textbook forms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import cl_kernels
+from catalogue.family.case import Arguments, FamilyCase, plain
+from catalogue.textbook import rows
+
+
+def labelled(B: int, D: int) -> Arguments:
+    """Rows around the centres of their classes; the last class has one row."""
+    labels = torch.arange(B) % max(B // 4, 1)
+    labels[-1] = B
+    return {"x": torch.randn(B, D)[labels % B] + 0.7 * torch.randn(B, D), "labels": labels}
+
+
+def _mean_of_counted(losses, counted, reduction):
+    losses = torch.where(counted, losses, 0)
+    if reduction == "none":
+        return losses
+    return losses.sum() / (max(int(counted.sum()), 1) if reduction == "mean" else 1)
+
+
+def supcon(
+    x: Tensor,
+    labels=None,
+    keys=None,
+    key_labels=None,
+    *,
+    temperature=0.1,
+    base_temperature=None,
+    positives="outside",
+    in_batch=None,
+    normalize=True,
+    reduction="mean",
+):
+    if x.dim() == 3:
+        labels = torch.arange(len(x)) if labels is None else labels
+        labels, x = labels.repeat_interleave(x.shape[1]), x.flatten(0, 1)
+    x = rows(x, normalize)
+    similarity, same = [], []
+    if in_batch or keys is None:
+        me = torch.eye(len(x), dtype=torch.bool)
+        similarity.append((x @ x.T / temperature).masked_fill(me, -torch.inf))
+        same.append((labels[:, None] == labels) & ~me)
+    if keys is not None:
+        similarity.append(x @ rows(keys, normalize).T / temperature)
+        same.append(labels[:, None] == key_labels)
+    similarity, same = torch.cat(similarity, 1), torch.cat(same, 1)
+    count = same.sum(1)
+    log_probability = similarity - similarity.logsumexp(1, keepdim=True)
+    if positives == "outside":
+        losses = -torch.where(same, log_probability, 0).sum(1) / count.clamp_min(1)
+    else:
+        mean = torch.where(same, log_probability.exp(), 0).sum(1) / count.clamp_min(1)
+        losses = -torch.where(count > 0, mean, 1).log()
+    if base_temperature is not None:
+        losses = losses * (temperature / base_temperature)
+    return _mean_of_counted(losses, count > 0, reduction)
+
+
+def _queue(B: int, D: int) -> Arguments:
+    return {"keys": torch.randn(3 * B, D), "key_labels": torch.arange(3 * B) % (B // 2)}
+
+
+CASES = (
+    FamilyCase(
+        ours=cl_kernels.supcon,
+        module=cl_kernels.SupConLoss,
+        textbook=supcon,
+        inputs=labelled,
+        options={
+            "plain": plain,
+            "inside": lambda B, D: {"positives": "inside"},
+            "learned temperature": lambda B, D: {"temperature": torch.tensor(0.25)},
+            "base temperature": lambda B, D: {"temperature": 0.5, "base_temperature": 0.07},
+            "views": lambda B, D: {"x": torch.randn(B, 3, D), "labels": None},
+            "labelled views": lambda B, D: {"x": torch.randn(B, 2, D)},
+            "reference": _queue,
+            "queue": lambda B, D: _queue(B, D) | {"in_batch": True},
+            "queue, inside": lambda B, D: _queue(B, D) | {"in_batch": True, "positives": "inside"},
+            "as they come": lambda B, D: {"normalize": False, "temperature": 40.0},
+        },
+        title="SupCon: labels, several views, reference sets and queues",
+        paper="Khosla et al., Supervised Contrastive Learning (2020), equations 2 and 3",
+    ),
+)
