@@ -114,6 +114,11 @@ LOSSES = {
                     "negative_keys": torch.randn(33, D),
                     "where": [other_class(2 * B)],
                 },
+                "two filters": lambda B, D: {"where": (other_class(2 * B), other_class(2 * B))},
+                "where on the queue": lambda B, D: {
+                    "negative_keys": torch.randn(33, D),
+                    "negative_where": (other_class(2 * B, 33),),
+                },
             },
             goals={(8192, 128): Goal(2.6, 2), (8192, 768): Goal(2.4, 2)},
             title="NT-Xent (SimCLR), with further negatives or a queue",
@@ -183,6 +188,10 @@ LOSSES = {
             options={
                 "plain": plain,
                 "bias": lambda B, D: {"logit_bias": torch.tensor(-10.0)},
+                "where": lambda B, D: {"where": other_class(B)},
+                "target": lambda B, D: {"target": target(B)},
+                "label smoothing": lambda B, D: {"label_smoothing": 0.1},
+                "weights": lambda B, D: {"weights": torch.rand(B) + 0.1},
             },
             goals={(8192, 256): Goal(4.8, 4)},
             title="CLIP, both directions from one visit",
@@ -203,6 +212,7 @@ LOSSES = {
             options={
                 "plain": plain,
                 "bias": lambda B, D: {"logit_bias": torch.tensor(-10.0)},
+                "ids": lambda B, D: {"ids": labels(B), "logit_bias": torch.tensor(-5.0)},
             },
             goals={},
             title="SigLIP: a binary classification of every pair",

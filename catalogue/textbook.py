@@ -60,7 +60,15 @@ def rows(x, normalize):
 
 
 def nt_xent(
-    view_0, view_1, temperature, *, normalize=True, negative_keys=None, where=(), reduction="mean"
+    view_0,
+    view_1,
+    temperature,
+    *,
+    normalize=True,
+    negative_keys=None,
+    where=(),
+    negative_where=(),
+    reduction="mean",
 ):
     z = rows(torch.cat([view_0, view_1]), normalize)
     R, B = len(z), len(view_0)
@@ -71,7 +79,9 @@ def nt_xent(
     allowed[me, me] = False
     logits = (z @ z.T / temperature).masked_fill(~allowed, -torch.inf)
     if negative_keys is not None:
-        logits = torch.cat([logits, z @ rows(negative_keys, normalize).T / temperature], 1)
+        further = z @ rows(negative_keys, normalize).T / temperature
+        keep = kept(negative_where, *further.shape)
+        logits = torch.cat([logits, further.masked_fill(~keep, -torch.inf)], 1)
     return F.cross_entropy(logits, positive, reduction=reduction)
 
 
@@ -112,6 +122,7 @@ def siglip(
     logit_scale,
     logit_bias=None,
     *,
+    ids=None,
     normalize=False,
     reduction="mean",
 ):
@@ -119,7 +130,10 @@ def siglip(
     logits = logit_scale * images @ texts.T
     if logit_bias is not None:
         logits = logits + logit_bias
-    signs = 2 * torch.eye(len(images), dtype=logits.dtype) - 1
+    if ids is None:
+        ids = torch.arange(len(images))
+    of_images, of_texts = ids if isinstance(ids, tuple) else (ids, ids)
+    signs = 2 * (of_images[:, None] == of_texts).to(logits.dtype) - 1
     losses = -F.logsigmoid(signs * logits).sum(1)
     return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
 
@@ -130,6 +144,10 @@ def clip(
     logit_scale,
     logit_bias=None,
     *,
+    target=None,
+    where=(),
+    label_smoothing=0.0,
+    weights=None,
     normalize=False,
     reduction="mean",
 ):
@@ -137,7 +155,22 @@ def clip(
     logits = logit_scale * images @ texts.T
     if logit_bias is not None:
         logits = logits + logit_bias
-    pair = torch.arange(len(images))
-    of_images = F.cross_entropy(logits, pair, reduction=reduction)
-    of_texts = F.cross_entropy(logits.T, pair, reduction=reduction)
-    return (of_images + of_texts) / 2
+    B = len(images)
+    target = torch.arange(B) if target is None else target.long()
+    positive = target[:, None] == torch.arange(len(texts))
+    logits = logits.masked_fill(~(kept(where, *logits.shape) | positive), -torch.inf)
+    # A text of two images: neither is the other's negative.
+    of_texts = logits.T[target].masked_fill(
+        positive.T[target] & ~torch.eye(B, dtype=torch.bool), -torch.inf
+    )
+    smoothed = {"label_smoothing": label_smoothing, "reduction": "none"}
+    losses = F.cross_entropy(logits, target, **smoothed)
+    losses = (losses + F.cross_entropy(of_texts, torch.arange(B), **smoothed)) / 2
+    return weighted(losses, weights, reduction)
+
+
+def weighted(losses, weights, reduction):
+    weights = torch.ones_like(losses) if weights is None else weights
+    if reduction == "none":
+        return weights * losses
+    return (weights * losses).sum() / (weights.sum() if reduction == "mean" else 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_kernels._numbers import check_integers
 
-MAX_FILTERS = 2
+MAX_FILTERS = 3
 
 
 def _id_vector(name: str, ids: Tensor) -> Tensor:

@@ -91,6 +91,9 @@ def test_a_third_dimension(call, name, other):
     if (call, name) == (info_nce, "negative_keys"):
         with pytest.raises(ValueError, match=r"negative_keys: .* B = 4, got .*\[2, 4, 3\]"):
             call(negative_keys=torch.zeros(2, 4, 3))
+    elif (call, name) == (clip, "text_features"):
+        with pytest.raises(ValueError, match=r"text_features: .* of 4 images, got .*\[2, 4, 3\]"):
+            call(text_features=torch.zeros(2, 4, 3))
     else:
         refused(ValueError, call, name, torch.zeros(2, 4, 3), "shape", [2, 4, 3])
 
@@ -260,14 +263,13 @@ class TestFilters:
 
     def test_too_many(self):
         one = PairFilter(IDS, IDS, "different")
-        with pytest.raises(ValueError, match="where: expected at most 2 filters, got 3"):
-            gram(where=[one] * 3)
+        with pytest.raises(ValueError, match="where: expected at most 3 filters, got 4"):
+            gram(where=[one] * 4)
         # The losses use up one themselves.
         two = PairFilter(torch.arange(8), torch.arange(8), "different")
-        with pytest.raises(ValueError, match="where: expected at most 1 filter, got 2"):
-            nt_xent(where=[two, two])
-        with pytest.raises(ValueError, match="where: expected at most 1 filter, got 2"):
-            info_nce(where=[one, one])
+        for loss, filters in ((nt_xent, [two] * 3), (info_nce, [one] * 3), (clip, [one] * 3)):
+            with pytest.raises(ValueError, match="where: expected at most 2 filters, got 3"):
+                loss(where=filters)
 
     def test_negatives_of_each_querys_own_take_none(self):
         one = PairFilter(IDS, IDS, "different")

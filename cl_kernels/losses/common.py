@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from cl_kernels._precision import widest
+from cl_kernels._numbers import check_number
+from cl_kernels._precision import accumulator, widest
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 
 Reduction = Literal["mean", "sum", "none"]
@@ -29,19 +31,49 @@ def check_same_rows(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def as_image_text(
-    image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    matching: bool = True,
 ) -> tuple[Tensor, Tensor, float | Tensor]:
-    """What losses of matching images and texts are called with, checked."""
+    """What losses of images and texts are called with, checked; ``matching``: row by row."""
     image_features, text_features = as_inputs(
         image_features=image_features, text_features=text_features
     )
-    check_same_rows("text_features", text_features, "image_features", image_features)
+    if matching:
+        check_same_rows("text_features", text_features, "image_features", image_features)
     return image_features, text_features, as_scalar("logit_scale", logit_scale, image_features)
 
 
 def check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+
+
+def as_weights(weights: Tensor | None, like: Tensor, rows: int, of: str) -> Tensor | None:
+    """One weight for each row, [rows], in the accumulation type."""
+    if weights is None:
+        return None
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"weights: expected a floating-point tensor, got {kind}")
+    if weights.shape != (rows,):
+        raise ValueError(
+            f"weights: expected one for each of the {rows} {of}, got shape {list(weights.shape)}"
+        )
+    return weights.to(device=like.device, dtype=accumulator(like))
+
+
+def check_smoothing(label_smoothing: float, **excluded: bool) -> None:
+    """Raises unless it is in [0, 1), and 0 where one of these is given: the mean over all keys
+    that smoothing asks for would have to leave some out."""
+    check_number("label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing: expected 0 <= number < 1, got {label_smoothing}")
+    for name, given in excluded.items():
+        if label_smoothing and given:
+            raise ValueError(f"label_smoothing: expected 0 with {name}, got {label_smoothing}")
 
 
 def inverse(temperature: float | Tensor, like: Tensor) -> float | Tensor:
@@ -56,6 +88,17 @@ def logit_bound(
     if not normalize or isinstance(scale, Tensor) or isinstance(temperature, Tensor):
         return None
     return abs(scale / temperature) * 1.01  # a unit vector in bfloat16 may be longer by 2^-8
+
+
+def weighted_total(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """As ``total``, of weighted rows; their mean is divided by the sum of the weights."""
+    if weights is None:
+        return total(losses, reduction)
+    weighted = total(weights * losses, "none" if reduction == "none" else "sum")
+    if reduction != "mean":
+        return weighted
+    weight = weights.sum()
+    return weighted / torch.where(weight == 0, 1, weight)
 
 
 def total(losses: Tensor, reduction: str) -> Tensor:

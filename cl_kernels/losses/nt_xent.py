@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from cl_kernels.calls import default_compute_dtype
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -11,70 +15,93 @@ from cl_kernels.losses.common import (
     check_same_rows,
     inverse,
     logit_bound,
+    total,
 )
 from cl_kernels.losses.contrast import Recipe, contrast
+from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.module import LossModule
-from cl_kernels.pairs import Where, as_filters
+from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
+from cl_kernels.statistics.rows import float_rows
 
 
 def nt_xent(
     view_0: Tensor,
-    view_1: Tensor,
+    view_1: Tensor | None = None,
     temperature: float | Tensor = 0.5,
     *,
     normalize: bool = True,
     negative_keys: Tensor | None = None,
     where: Where = (),
+    negative_where: Where = (),
     reduction: Reduction = "mean",
     backend: str | None = None,
 ) -> Tensor:
-    """Normalized temperature-scaled cross-entropy over both views of a batch.
+    """Normalized temperature-scaled cross-entropy over the views of a batch.
 
     Every row of both views is a query: its positive is the other view of the same image, its
     negatives are all other rows (itself excluded) and ``negative_keys``. Chen et al., "A Simple
     Framework for Contrastive Learning of Visual Representations" (2020), equation 1.
 
     Args:
-        view_0: Embeddings of one view, shape [B, D]. float32, float16, bfloat16 or float64.
+        view_0: Embeddings of one view, shape [B, D]; or of V views of each image, [B, V, D],
+            without ``view_1``: the loss of a row is then the mean over its V - 1 positives, none
+            of which is a negative of another. float32, float16, bfloat16 or float64.
         view_1: Embeddings of the other view, shape [B, D], same dtype and device.
         temperature: A number other than zero, or a 0-d tensor that may require grad.
         normalize: Divide rows by their length first (cosine similarity).
         negative_keys: Further negatives of every query, shape [K, D], e.g. a queue.
-        where: At most one ``PairFilter`` over the 2B rows of both views (view_0 first) that says
-            which of them may be negatives of each other; positives always count.
-        reduction: ``"mean"`` or ``"sum"`` over the 2B rows, or ``"none"``.
+        where: At most two ``PairFilter`` over the rows of all views (view_0 first; image by image
+            where they are [B, V, D]) that say which of them may be negatives of each other;
+            positives always count.
+        negative_where: At most two ``PairFilter`` over these rows and ``negative_keys``.
+        reduction: ``"mean"`` or ``"sum"`` over the rows, or ``"none"``.
         backend: Which backend serves the call.
 
     Returns:
-        A 0-d tensor, or shape [2B] (view_0's rows first) for ``reduction="none"``; float32
-        (float64 for float64 inputs). A row without negatives has loss 0 and gradient 0; the mean
-        over an empty batch is 0.
+        A 0-d tensor, or shape [2B] (view_0's rows first) or [B * V] for ``reduction="none"``;
+        float32 (float64 for float64 inputs). A row without negatives has loss 0 and gradient 0;
+        the mean over an empty batch is 0.
 
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
-    inputs = {"view_0": view_0, "view_1": view_1}
+    many = view_1 is None and isinstance(view_0, Tensor) and view_0.dim() == 3
+    inputs: dict[str, Any] = {"view_0": view_0.flatten(0, 1) if many else view_0}
+    if not many:
+        inputs["view_1"] = view_1
     if negative_keys is not None:
         inputs["negative_keys"] = negative_keys
-    view_0, view_1, *further = as_inputs(**inputs)
-    check_same_rows("view_1", view_1, "view_0", view_0)
+    checked = dict(zip(inputs, as_inputs(**inputs), strict=True))
+    rows, further = checked["view_0"], checked.get("negative_keys")
     check_reduction(reduction)
-    scale = inverse(temperature, view_0)
-    return contrast(
-        Recipe("self_logsumexp", "softplus", normalize),
-        view_0,
-        view_1,
-        scale,
-        as_filters(where, most=1),
-        *further,
-        logit_bound=logit_bound(normalize, temperature=temperature),
-        reduction=reduction,
-        backend=backend,
-    )
+    scale = inverse(temperature, rows)
+    filters, further_filters = as_filters(where, most=2), _further_filters(negative_where, further)
+    settings = {
+        "logit_bound": logit_bound(normalize, temperature=temperature),
+        "backend": backend,
+    }
+    if not many:
+        check_same_rows("view_1", checked["view_1"], "view_0", rows)
+        if not further_filters:
+            recipe, of_rows = Recipe("self_logsumexp", "softplus", normalize), checked["view_1"]
+            queue = (filters, further, None)
+            return contrast(recipe, rows, of_rows, scale, *queue, reduction=reduction, **settings)
+        rows = torch.cat((rows, checked["view_1"]))
+    settings["compute_dtype"] = default_compute_dtype(rows)
+    rows = float_rows(rows, normalize=normalize)
+    grouped = rows.view(view_0.shape) if many else rows.view(2, *view_0.shape)
+    negatives = _negatives(grouped, 1 if many else 0, scale, filters, settings)
+    if further is not None:
+        keys = float_rows(further, normalize=normalize)
+        of_keys = row_logsumexp(rows, keys, scale, where=further_filters, **settings)
+        negatives = torch.logaddexp(negatives, of_keys)
+    return total(_of_views(grouped, 1 if many else 0, scale, negatives), reduction)
 
 
 class NTXentLoss(LossModule):
-    """``nt_xent`` as a module: ``loss(view_0, view_1, negative_keys=None, *, where=())``.
+    """``nt_xent`` as a module: ``loss(view_0, view_1=None, negative_keys=None, *, where=(),
+    negative_where=())``.
 
     Settings are the function's other arguments; a temperature may be an ``nn.Parameter`` (0-d),
     which is learned.
@@ -82,4 +109,35 @@ class NTXentLoss(LossModule):
 
     function = nt_xent
     inputs = "view_0", "view_1", "negative_keys"
-    options = ("where",)
+    options = "where", "negative_where"
+
+
+def _further_filters(where: Where, negative_keys: Tensor | None) -> tuple[PairFilter, ...]:
+    filters = as_filters(where, most=2)
+    if filters and negative_keys is None:
+        raise ValueError("negative_where: expected no filter without negative_keys, got one")
+    return filters
+
+
+def _negatives(
+    grouped: Tensor, dim: int, scale, filters: tuple[PairFilter, ...], settings: dict[str, Any]
+) -> Tensor:
+    """Log-sum-exp over each row's negatives in the batch: all rows of other images.
+
+    ``grouped``: [B, V, D], or [V, B, D]; ``dim``: which is that of the views.
+    """
+    views, images = grouped.shape[dim], grouped.shape[1 - dim]
+    image = torch.arange(images, device=grouped.device)
+    image = image.repeat_interleave(views) if dim else image.repeat(views)
+    where = PairFilter(image, image, "different"), *filters
+    return self_logsumexp(grouped.flatten(0, 1), scale, where=where, **settings)
+
+
+def _of_views(grouped: Tensor, dim: int, scale, negatives: Tensor) -> Tensor:
+    """Each row's mean over its positives, the other views."""
+    views = grouped.shape[dim]
+    losses = negatives.new_zeros(negatives.shape)
+    for shift in range(1, views):
+        positive = scale * (grouped * grouped.roll(shift, dim)).sum(-1).flatten()
+        losses = losses + softplus(negatives, positive)
+    return losses / max(views - 1, 1)

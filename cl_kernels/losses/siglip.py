@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_kernels.calls import number_tensor
+from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.clip import ClipLoss
-from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
+from cl_kernels.losses.common import (
+    Reduction,
+    as_image_text,
+    check_reduction,
+    logit_bound,
+    total,
+)
 from cl_kernels.losses.contrast import Recipe, contrast
+from cl_kernels.losses.labels import as_labels
+from cl_kernels.pairs import PairFilter
+from cl_kernels.statistics.functions import row_softplus_sum
+from cl_kernels.statistics.rows import float_rows
+
+Ids = Tensor | tuple[Tensor, Tensor]
 
 
 def siglip(
@@ -17,6 +29,7 @@ def siglip(
     logit_scale: float | Tensor,
     logit_bias: float | Tensor | None = None,
     *,
+    ids: Ids | None = None,
     normalize: bool = False,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -24,16 +37,19 @@ def siglip(
     """Every pair of an image and a text is a binary classification of its own.
 
     ``loss = -1/B sum_ij log sigmoid(l_ij (logit_scale <image_i, text_j> + logit_bias))`` with
-    ``l_ij = 1`` for i = j and -1 otherwise. Zhai et al., "Sigmoid Loss for Language Image
-    Pre-Training" (2023), equation 1.
+    ``l_ij = 1`` for a positive pair and -1 otherwise. Zhai et al., "Sigmoid Loss for Language
+    Image Pre-Training" (2023), equation 1.
 
     Args:
         image_features: Embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
-        text_features: Row i belongs to image i, shape [B, D], same dtype and device.
+        text_features: Row i belongs to image i, shape [B, D], same dtype and device; any [N, D]
+            where ``ids`` say which texts belong to an image.
         logit_scale: Inverse temperature, already exponentiated (as open_clip passes it): a
             number, or a 0-d tensor that may require grad.
         logit_bias: Added to every logit: a number, or a 0-d tensor that may require grad. The
             paper starts it at -10.
+        ids: Integers, [B], or those of the images [B] and of the texts [N]: all pairs of equal
+            ids are positives. It takes a second visit. Default: text i alone is image i's.
         normalize: Divide rows by their length first. Default: they come normalized.
         reduction: ``"mean"`` or ``"sum"`` over the images, or ``"none"``.
         backend: Which backend serves the call.
@@ -45,19 +61,25 @@ def siglip(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
-    image_features, text_features, scale = as_image_text(image_features, text_features, logit_scale)
+    image_features, text_features, scale = as_image_text(
+        image_features, text_features, logit_scale, matching=not isinstance(ids, tuple)
+    )
     check_reduction(reduction)
-    bias = bound = None
+    bias = None
     if logit_bias is not None:
         bias = number_tensor(as_scalar("logit_bias", logit_bias, image_features), image_features)
-    else:
-        bound = logit_bound(normalize, scale=logit_scale)
+    if ids is not None:
+        belonging = _as_ids(ids, image_features, text_features)
+        losses = _of_groups(
+            image_features, text_features, scale, bias, belonging, normalize, backend
+        )
+        return total(losses, reduction)
     return contrast(
         Recipe("row_softplus_sum", "sigmoid", normalize),
         image_features,
         text_features,
         scale,
-        logit_bound=bound,
+        logit_bound=logit_bound(normalize, scale=logit_scale) if bias is None else None,
         reduction=reduction,
         backend=backend,
         vectors={"query_bias": bias},
@@ -66,9 +88,33 @@ def siglip(
 
 class SigLipLoss(ClipLoss):
     """``siglip`` as a module, called as open_clip calls its loss: ``loss(image_features,
-    text_features, logit_scale, logit_bias=None, output_dict=False)``.
+    text_features, logit_scale, logit_bias=None, output_dict=False, *, ids=None)``.
 
     Settings are the function's other arguments.
     """
 
     function = siglip
+    options = ("ids",)
+
+
+def _as_ids(ids: Ids, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    of_images, of_texts = ids if isinstance(ids, tuple) else (ids, ids)
+    of_images = as_labels("ids", of_images, images, "image_features")
+    return of_images, as_labels("ids", of_texts, texts, "text_features")
+
+
+def _of_groups(
+    images, texts, scale, bias, ids: tuple[Tensor, Tensor], normalize: bool, backend
+) -> Tensor:
+    """The loss of each image. Of a sum over all texts less the positives' logits a float32 would
+    lose the digits."""
+    compute_dtype = default_compute_dtype(images)
+    images, texts = (float_rows(x, normalize=normalize) for x in (images, texts))
+
+    def softplus_sum(sign: int, where: PairFilter) -> Tensor:
+        query_bias = None if bias is None else sign * bias
+        options = {"query_bias": query_bias, "compute_dtype": compute_dtype, "backend": backend}
+        return row_softplus_sum(images, texts, sign * scale, where=where, **options)
+
+    negatives = softplus_sum(1, PairFilter(*ids, "different"))
+    return negatives + softplus_sum(-1, PairFilter(*ids, "same"))

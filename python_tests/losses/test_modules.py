@@ -74,13 +74,14 @@ def test_repr():
     assert repr(NTXentLoss()) == "NTXentLoss" + shown
     assert repr(InfoNCELoss(torch.tensor(0.5))) == "InfoNCELoss" + shown
     assert repr(InfoNCELoss(nn.Parameter(torch.tensor(0.5)))) == "InfoNCELoss" + shown
-    assert repr(ClipLoss()) == "ClipLoss(normalize=False, reduction='mean')"
+    shown = "(label_smoothing=0.0, normalize=False, reduction='mean')"
+    assert repr(ClipLoss()) == "ClipLoss" + shown
 
 
 @pytest.mark.parametrize("module", [NTXentLoss, InfoNCELoss, ClipLoss])
 def test_repr_shows_every_setting(module):
     given = {"temperature": 0.25, "normalize": False, "in_batch_negatives": True, "hardest": 3}
-    given |= {"reduction": "sum", "backend": "chunked"}
+    given |= {"reduction": "sum", "backend": "chunked", "label_smoothing": 0.1}
     names = inspect.signature(module).parameters
     assert names.keys() <= given.keys()
     settings = {name: given[name] for name in names}
