@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from catalogue import textbook
 from catalogue.folds import FOLDS, FoldCase
 from cl_kernels.pairs import PairFilter, Where, as_filters
 from cl_kernels.statistics.table import SIDES
@@ -42,6 +43,7 @@ def nt_xent(
     *,
     negative_keys: Tensor | None = None,
     where: Where = (),
+    negative_where: Where = (),
     reduction: str = "mean",
 ) -> Tensor:
     z = F.normalize(torch.cat([view_0, view_1]))
@@ -51,7 +53,7 @@ def nt_xent(
     logits = masked(logits, where, positives)
     if negative_keys is not None:
         further = (z / temperature) @ F.normalize(negative_keys).T
-        logits = torch.cat([logits, further], 1)
+        logits = torch.cat([logits, masked(further, negative_where)], 1)
     return F.cross_entropy(logits, positives, reduction=reduction)
 
 
@@ -63,15 +65,28 @@ def info_nce(
     negative_keys: Tensor | None = None,
     in_batch_negatives: bool | None = None,
     target: Tensor | None = None,
+    positives: str = "outside",
     where: Where = (),
+    negative_where: Where = (),
+    key_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
+    if target is not None and target.dim() == 2:  # there is no short way to write these
+        options = {"target": target, "where": where, "negative_where": negative_where}
+        options |= {"key_bias": key_bias, "weights": weights, "positives": positives}
+        options |= {"in_batch_negatives": in_batch_negatives, "reduction": reduction}
+        return textbook.info_nce(
+            query, positive_key, negative_keys, temperature=temperature, **options
+        )
     query, positive_key = F.normalize(query), F.normalize(positive_key)
     scaled = query / temperature
     labels = torch.arange(len(query), device=query.device) if target is None else target.long()
     if in_batch_negatives or negative_keys is None:
-        logits = masked(scaled @ positive_key.T, where, labels)
-        where = ()
+        logits = scaled @ positive_key.T
+        logits = masked(logits if key_bias is None else logits + key_bias, where, labels)
+        where = negative_where
     else:
         logits = (scaled * positive_key[labels]).sum(1, keepdim=True)
         labels = torch.zeros_like(labels)
@@ -80,7 +95,21 @@ def info_nce(
         own = keys.dim() == 3
         further = torch.einsum("bd,bkd->bk", scaled, keys) if own else scaled @ keys.T
         logits = torch.cat([logits, masked(further, where)], 1)
-    return F.cross_entropy(logits, labels, reduction=reduction)
+    return _weighted(logits, labels, weights, label_smoothing, reduction)
+
+
+def _weighted(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+) -> Tensor:
+    if weights is None:
+        options = {"label_smoothing": label_smoothing, "reduction": reduction}
+        return F.cross_entropy(logits, labels, **options)
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return textbook.weighted(losses, weights, reduction)
 
 
 def clip(
@@ -89,14 +118,25 @@ def clip(
     logit_scale: Tensor,
     logit_bias: Tensor | None = None,
     *,
+    target: Tensor | None = None,
+    where: Where = (),
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     logits = logit_scale * image_features @ text_features.T
     if logit_bias is not None:
         logits = logits + logit_bias
-    labels = torch.arange(len(logits), device=logits.device)
-    images = F.cross_entropy(logits, labels, reduction=reduction)
-    return (images + F.cross_entropy(logits.T, labels, reduction=reduction)) / 2
+    images = torch.arange(len(logits), device=logits.device)
+    labels = images if target is None else target.long()
+    logits = masked(logits, where, labels)
+    of_texts = logits.T
+    if target is not None:
+        shared = (labels[:, None] == labels).fill_diagonal_(False)
+        of_texts = of_texts[labels].masked_fill(shared, -torch.inf)
+    settings = weights, label_smoothing, reduction
+    of_images = _weighted(logits, labels, *settings)
+    return (of_images + _weighted(of_texts, images, *settings)) / 2
 
 
 def siglip(
@@ -105,12 +145,16 @@ def siglip(
     logit_scale: Tensor,
     logit_bias: Tensor | None = None,
     *,
+    ids: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     logits = logit_scale * image_features @ text_features.T
     if logit_bias is not None:
         logits = logits + logit_bias
-    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    same = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+    if ids is not None:
+        same = (ids[:, None] == ids).to(logits.dtype)
+    signs = 2 * same - 1
     losses = -F.logsigmoid(signs * logits)
     return losses.sum(1) if reduction == "none" else losses.sum() / len(logits)
 

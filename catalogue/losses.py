@@ -92,6 +92,21 @@ def target(B: int) -> Tensor:
     return torch.arange(B) * 3 % (B - 4)
 
 
+def several(B: int) -> Tensor:
+    """Two positives of every other query and one of the others; the last has none."""
+    index = torch.arange(B)
+    lists = torch.stack((index, torch.where(index % 2 == 0, (index + 1) % B, -1)), 1)
+    lists[1::2] = lists[0::2][: len(lists[1::2])]  # in pairs that share both
+    lists[-1] = -1
+    return lists
+
+
+def overlapping(B: int) -> Tensor:
+    """Three of each, of which the next query has two."""
+    lists = (torch.arange(B)[:, None] + torch.arange(3)) % B
+    return torch.where((torch.arange(B) % 3 == 0)[:, None], -1, lists)
+
+
 LOSSES = {
     case.name: case
     for case in (
@@ -168,6 +183,44 @@ LOSSES = {
                     ),
                 },
                 "where and target": lambda B, D: {"target": target(B), "where": other_class(B)},
+                "several": lambda B, D: {"target": several(B)},
+                "several, inside": lambda B, D: {"target": several(B), "positives": "inside"},
+                "several pairs": lambda B, D: {"target": several(B), "positives": "pairs"},
+                "several, overlapping": lambda B, D: {"target": overlapping(B)},
+                "several of a queue": lambda B, D: {
+                    "target": several(B),
+                    "negative_keys": torch.randn(33, D),
+                    "in_batch_negatives": True,
+                    "where": other_class(B),
+                    "weights": torch.rand(B) + 0.1,
+                },
+                "filters everywhere": lambda B, D: {
+                    "negative_keys": torch.randn(33, D),
+                    "in_batch_negatives": True,
+                    "where": (other_class(B), other_class(B)),
+                    "negative_where": (other_class(B, 33),),
+                },
+                "key bias": lambda B, D: {"key_bias": torch.randn(B)},
+                "key bias and target": lambda B, D: {
+                    "key_bias": torch.randn(B),
+                    "target": target(B),
+                },
+                "key bias of several": lambda B, D: {
+                    "key_bias": torch.randn(B),
+                    "target": overlapping(B),
+                },
+                "weights": lambda B, D: {"weights": torch.rand(B) + 0.1},
+                "label smoothing": lambda B, D: {"label_smoothing": 0.1},
+                "smoothing, shared and batch": lambda B, D: {
+                    "label_smoothing": 0.1,
+                    "negative_keys": torch.randn(33, D),
+                    "in_batch_negatives": True,
+                    "key_bias": torch.randn(B),
+                },
+                "smoothing, own": lambda B, D: {
+                    "label_smoothing": 0.1,
+                    "negative_keys": torch.randn(B, 5, D),
+                },
             },
             goals={(8192, 256): Goal(4.8, 4)},
             title="InfoNCE: in-batch, shared or own negatives, targets in a larger set",

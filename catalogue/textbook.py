@@ -94,26 +94,68 @@ def info_nce(
     normalize=True,
     in_batch_negatives=None,
     target=None,
+    positives="outside",
     where=(),
+    negative_where=(),
+    key_bias=None,
+    weights=None,
+    label_smoothing=0.0,
     reduction="mean",
 ):
     q, p = rows(query, normalize), rows(positive_key, normalize)
     B, N = len(q), len(p)
-    target = torch.arange(B) if target is None else target
     if in_batch_negatives is None:
         in_batch_negatives = negative_keys is None
-    columns = [(q * p[target]).sum(1, keepdim=True) / temperature]  # the positive comes first
-    if in_batch_negatives:
-        others = kept(where, B, N)
-        others[torch.arange(B), target] = False
-        columns.append((q @ p.T / temperature).masked_fill(~others, -torch.inf))
-        where = ()
+    if not in_batch_negatives:
+        where, negative_where = (), where or negative_where
+    logits = q @ p.T / temperature
+    logits = logits if key_bias is None else logits + key_bias
+    positive = mask_of(torch.arange(B) if target is None else target, N)
+    others = kept(where, B, N) & ~positive & in_batch_negatives
+    negatives = [logits.masked_fill(~others, -torch.inf)]
     if negative_keys is not None:
         n = rows(negative_keys, normalize)
-        logits = (torch.einsum("bd,bkd->bk", q, n) if n.dim() == 3 else q @ n.T) / temperature
-        columns.append(logits.masked_fill(~kept(where, B, logits.shape[1]), -torch.inf))
-    first = torch.zeros(B, dtype=torch.int64)
-    return F.cross_entropy(torch.cat(columns, 1), first, reduction=reduction)
+        further = (torch.einsum("bd,bkd->bk", q, n) if n.dim() == 3 else q @ n.T) / temperature
+        further = further.masked_fill(~kept(negative_where, B, further.shape[1]), -torch.inf)
+        negatives.append(further)
+    negatives = torch.cat(negatives, 1)
+    if target is None or target.dim() == 1:
+        own = logits[positive][:, None]
+        first = torch.zeros(B, dtype=torch.int64)
+        keys = torch.cat([own, negatives], 1)
+        losses = F.cross_entropy(keys, first, reduction="none")
+        # Over the keys that there are; a filter leaves none of them out.
+        mean = torch.where(keys == -torch.inf, 0, keys).sum(1) / (keys > -torch.inf).sum(1)
+        return weighted(losses + label_smoothing * (own[:, 0] - mean), weights, reduction)
+    return several(logits, positive, negatives, positives, weights, reduction)
+
+
+def mask_of(target, count):
+    """[B, N] booleans of indices, [B] or [B, P] padded with -1."""
+    target = target.long().view(len(target), -1)
+    return (target[:, :, None] == torch.arange(count)).any(1)
+
+
+def several(logits, positive, negatives, positives, weights, reduction):
+    weights = torch.ones_like(logits[:, 0]) if weights is None else weights
+    counts = positive.sum(1)
+    if positives == "inside":
+        own = logits.masked_fill(~positive, -torch.inf)
+        every = torch.cat([own, negatives], 1)
+        losses = every.logsumexp(1) - torch.where((counts > 0)[:, None], own, 0).logsumexp(1)
+        losses = torch.where(counts > 0, losses, 0)
+    else:
+        every = torch.cat(
+            [negatives[:, None].expand(-1, logits.shape[1], -1), logits[..., None]], 2
+        )
+        pairs = torch.where(positive, every.logsumexp(2) - logits, 0)
+        if positives == "pairs":
+            pairs = pairs[positive]
+            return weighted(pairs, weights.repeat_interleave(counts), reduction)
+        losses = pairs.sum(1) / counts.clamp_min(1)
+    if reduction == "mean":
+        return (weights * losses).sum() / (weights * (counts > 0)).sum()
+    return weighted(losses, weights, reduction)
 
 
 def siglip(

@@ -166,7 +166,8 @@ def _losses(
     images, texts = (float_rows(x, normalize=normalize) for x in (images, texts))
     where = captions.others, *filters
     of_images, of_texts = row_col_logsumexp(images, texts, scale, where=where, **settings)
-    own = texts.index_select(0, captions.places.flatten()).view(*captions.places.shape, -1)
+    own = texts.index_select(0, captions.places.flatten())
+    own = own.view(*captions.places.shape, images.shape[1])  # [B, C, D]
     positive = scale * (images[:, None] * own).sum(-1)  # [B, C]
     by_image = softplus(of_images[:, None].expand_as(positive), positive)
     by_text = softplus(

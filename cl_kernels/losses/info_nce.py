@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
-from cl_kernels.calls import default_compute_dtype
-from cl_kernels.checks import as_alike, check_embeddings, check_indices
-from cl_kernels.losses import epilogues
+from cl_kernels.checks import as_alike, as_bias, check_embeddings, check_indices
+from cl_kernels.csr import Lists, as_csr
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
+    as_weights,
     check_reduction,
     check_same_rows,
+    check_smoothing,
     inverse,
     logit_bound,
-    total,
+    weighted_total,
 )
 from cl_kernels.losses.contrast import Recipe, contrast
-from cl_kernels.losses.hardest import (
-    Negatives,
-    check_hardest,
-    gathered_hardest,
-    hardest_logsumexp,
-    logsumexp_of,
-    own_similarity,
-)
+from cl_kernels.losses.hardest import check_hardest, gathered_hardest
 from cl_kernels.losses.module import LossModule
-from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.losses.sets import Batch, Combine, losses_by_parts
+from cl_kernels.pairs import Where, as_filters
 from cl_kernels.reading import readable
-from cl_kernels.statistics.functions import row_logsumexp
-from cl_kernels.statistics.positives import pair_logits
-from cl_kernels.statistics.rows import float_rows
 
 
 def info_nce(
@@ -46,14 +35,19 @@ def info_nce(
     temperature: float | Tensor = 0.1,
     normalize: bool = True,
     in_batch_negatives: bool | None = None,
-    target: Tensor | None = None,
+    target: Lists | None = None,
+    positives: Combine = "outside",
     negative_mask: Tensor | None = None,
     where: Where = (),
+    negative_where: Where = (),
+    key_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
     hardest: int | None = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
 ) -> Tensor:
-    """Cross-entropy of each query's positive against its negatives.
+    """Cross-entropy of each query's positives against its negatives.
 
     Van den Oord et al., "Representation Learning with Contrastive Predictive Coding" (2018),
     equation 4; with shared ``negative_keys`` the queue of He et al., "Momentum Contrast" (2020).
@@ -67,21 +61,35 @@ def info_nce(
         normalize: Divide rows by their length first (cosine similarity).
         in_batch_negatives: Whether the other rows of ``positive_key`` are negatives too. Default:
             only without ``negative_keys``.
-        target: Index into ``positive_key`` of each query's positive, shape [B].
+        target: Indices into ``positive_key``: each query's positive, shape [B], or several of
+            each, as [B, P] padded with -1, a ``CSR``, or lists.
+        positives: How several positives of a query are combined; none of them is a negative of
+            another. "outside": the mean of their cross-entropies, then that over the queries that
+            have one. "inside": the cross-entropy of their summed probability. "pairs": every
+            positive pair counts alike, as in pytorch-metric-learning.
         negative_mask: Which of each query's own negatives count, bool [B, K]; or how many of the
             first, integers [B]. Rows of padding count unless this leaves them out.
-        where: Filters on the negatives: on the rows of ``positive_key`` if those are negatives
-            (at most one filter), else on shared ``negative_keys`` (at most two).
+        where: At most two filters on the negatives: on the rows of ``positive_key`` if those are
+            negatives, else on shared ``negative_keys``.
+        negative_where: At most two filters on shared ``negative_keys``.
+        key_bias: Added to the logits of the rows of ``positive_key``, shape [N]: minus the log of
+            how often a sampler draws each (logQ correction: Yi et al., "Sampling-Bias-Corrected
+            Neural Modeling for Large Corpus Item Recommendations", 2019, equation 3).
+        weights: Of each query, shape [B].
+        label_smoothing: The share of the target that is spread over all keys, as in
+            ``F.cross_entropy``. Not together with filters or several positives.
         hardest: Count only this many negatives of each query, those with the largest logits (the
             most similar ones; the least similar if ``temperature`` is negative), found in the
             same call by ``topk``. Too few from the first step on may collapse the model: see
             ``MiningSchedule``. Default: all.
-        reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
+        reduction: ``"mean"`` (weighted) or ``"sum"`` over the queries that have a positive, or
+            ``"none"``.
         backend: Which backend serves the call.
 
     Returns:
-        A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
-        A query without negatives has loss 0 and gradient 0; the mean over an empty batch is 0.
+        A 0-d tensor, or shape [B] for ``reduction="none"`` (one for each pair of lists with
+        ``positives="pairs"``); float32 (float64 for float64 inputs). A query without negatives
+        has loss 0 and gradient 0; the mean over an empty batch is 0.
 
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
@@ -89,41 +97,60 @@ def info_nce(
     query, positive_key = as_inputs(query=query, positive_key=positive_key)
     check_reduction(reduction)
     hardest = check_hardest(hardest)
-    if target is None:
-        check_same_rows("positive_key", positive_key, "query", query)
-    else:
-        check_indices("target", target, query, positive_key.shape[0])
     if negative_keys is not None:
         _check_negative_keys(negative_keys, query)
         query, positive_key, negative_keys = as_alike(
             query=query, positive_key=positive_key, negative_keys=negative_keys
         )
+    index, lists = _as_target(target, query, positive_key)
+    if positives not in ("outside", "inside", "pairs"):
+        raise ValueError(f'positives: expected "outside", "inside" or "pairs", got {positives!r}')
     counted = _counted(negative_mask, negative_keys)
     if in_batch_negatives is None:
         in_batch_negatives = negative_keys is None
     check_flag("in_batch_negatives", in_batch_negatives)
     shared = negative_keys is not None and negative_keys.dim() == 2
-    filters = as_filters(where, most=1 if in_batch_negatives else 2)
-    if filters and not (in_batch_negatives or shared):
-        given = "without negatives" if negative_keys is None else "with each query's own negatives"
-        raise ValueError(f"where: expected no filter {given}, got one")
+    filters, of_further = as_filters(where, most=2), as_filters(negative_where, most=2)
+    if filters and not in_batch_negatives:
+        if not shared:
+            given = "without" if negative_keys is None else "with each query's own"
+            raise ValueError(f"where: expected no filter {given} negatives, got one")
+        if of_further:
+            raise ValueError("negative_where: expected no filter beside where, got one")
+        filters, of_further = (), filters
+    if of_further and not shared:
+        raise ValueError("negative_where: expected no filter without shared keys, got one")
+    bias = None
+    if key_bias is not None:
+        if hardest is not None:
+            raise ValueError(f"hardest: expected None with key_bias, got {hardest}")
+        bias = as_bias("key_bias", key_bias, query, positive_key.shape[0], "rows of positive_key")
+    check_smoothing(
+        label_smoothing, where=bool(filters or of_further), hardest=hardest is not None,
+        several_positives=lists is not None,
+    )  # fmt: skip
+    weights = as_weights(weights, query, query.shape[0], "queries")
 
-    batch = _Batch(
-        query, positive_key, negative_keys, counted, target, in_batch_negatives, filters,
-        inverse(temperature, query), normalize,
+    batch = Batch(
+        query, positive_key, negative_keys, counted, index, lists, in_batch_negatives, filters,
+        of_further, bias, inverse(temperature, query), normalize,
     )  # fmt: skip
     settings = {
-        "logit_bound": logit_bound(normalize, temperature=temperature),
-        "reduction": reduction,
+        "logit_bound": logit_bound(normalize, temperature=temperature) if bias is None else None,
         "backend": backend,
     }
-    loss = _in_one_call(batch, hardest, **settings)
-    return _by_parts(batch, hardest, **settings) if loss is None else loss
+    each = reduction if weights is None else "none"
+    loss = None if label_smoothing else _in_one_call(batch, hardest, reduction=each, **settings)
+    if loss is None:
+        return losses_by_parts(
+            batch, hardest, positives, label_smoothing, weights, reduction, **settings
+        )
+    return loss if weights is None else weighted_total(loss, weights, reduction)
 
 
 class InfoNCELoss(LossModule):
     """``info_nce`` as a module: ``loss(query, positive_key, negative_keys=None, *, target=None,
-    negative_mask=None, where=())``.
+    negative_mask=None, where=(), negative_where=(), key_bias=None, weights=None)``.
 
     Settings are the function's other arguments; a temperature may be an ``nn.Parameter`` (0-d),
     which is learned, and ``hardest`` may be set anew at any step, e.g. by a ``MiningSchedule``.
@@ -131,107 +158,61 @@ class InfoNCELoss(LossModule):
 
     function = info_nce
     inputs = "query", "positive_key", "negative_keys"
-    options = "target", "negative_mask", "where"
+    options = "target", "negative_mask", "where", "negative_where", "key_bias", "weights"
 
 
-class _Batch(NamedTuple):
-    query: Tensor
-    positive_key: Tensor
-    negative_keys: Tensor | None
-    counted: Tensor | None  # of each query's own negatives, which count
-    target: Tensor | None
-    in_batch: bool
-    filters: tuple[PairFilter, ...]
-    scale: float | Tensor
-    normalize: bool
-
-    @property
-    def not_the_positive(self) -> PairFilter:
-        """On the rows of ``positive_key``."""
-        ids = torch.arange(self.positive_key.shape[0], device=self.positive_key.device)
-        return PairFilter(ids if self.target is None else self.target, ids, "different")
+def _as_target(target: Lists | None, query: Tensor, positive_key: Tensor):
+    """One index of each query, or None, and lists of several, or None."""
+    if target is None:
+        check_same_rows("positive_key", positive_key, "query", query)
+        return None, None
+    if isinstance(target, Tensor) and target.dim() == 1:
+        check_indices("target", target, query, positive_key.shape[0])
+        return target, None
+    return None, as_csr("target", target, query.shape[0], positive_key.shape[0], query.device)
 
 
-def _in_one_call(batch: _Batch, hardest: int | None, **settings) -> Tensor | None:
+def _in_one_call(batch: Batch, hardest: int | None, **settings) -> Tensor | None:
     """The loss by ``contrast``, or None if its negatives are more than that takes."""
-    query, positive, further, counted, target, in_batch, filters, scale, normalize = batch
+    query, positive, further, counted = batch[:4]
+    scale, normalize, filters = batch.scale, batch.normalize, batch.filters
+    if batch.lists is not None:
+        return None
     if further is not None and further.dim() == 3:
         further = further.flatten(0, 1)
-    if in_batch and target is None and hardest is None and _trained(positive):
+    if batch.in_batch and batch.target is None and hardest is None and _trained(positive):
+        if batch.further_filters:
+            return None
         recipe = Recipe("row_logsumexp", "softplus", normalize)
-        return contrast(recipe, query, positive, scale, filters, further, counted, **settings)
+        vectors = {"key_bias": batch.key_bias}
+        of_batch = filters, further, counted
+        return contrast(recipe, query, positive, scale, *of_batch, vectors=vectors, **settings)
+    if batch.key_bias is not None:
+        return None
     # All negatives in one set of keys, which need not be the positives'.
-    only = further
-    if in_batch:
+    only, filters = further, batch.further_filters
+    if batch.in_batch:
         only = positive if further is None else None
-        filters = (batch.not_the_positive, *filters)
+        filters = (batch.not_the_positive(), *batch.filters)
     if only is not None and hardest is not None and counted is None:
         search = {"where": filters, "normalize": normalize}
         found = gathered_hardest(query, only, scale, hardest, backend=settings["backend"], **search)
         if found is not None:
             (only, counted), hardest, filters = found, None, ()
-    # Of rows' losses nobody knows what their gradients will be multiplied by: ``_by_parts`` makes
-    # those of frozen keys in one visit all the same.
+    # Of rows' losses nobody knows what their gradients will be multiplied by: by parts those of
+    # frozen keys are made in one visit all the same.
     in_one_visit = settings["reduction"] != "none" or counted is not None
     if only is None or hardest is not None or not (in_one_visit or _trained(only)):
         return None
     recipe = Recipe("row_logsumexp", "softplus", normalize, in_batch=False)
-    positive = positive if target is None else positive.index_select(0, target)
+    if batch.target is not None:
+        positive = positive.index_select(0, batch.target)
     return contrast(recipe, query, positive, scale, filters, only, counted, **settings)
-
-
-def _by_parts(batch: _Batch, hardest: int | None, logit_bound, reduction, backend) -> Tensor:
-    """The loss from statistics of each set of negatives."""
-    queries = float_rows(batch.query, normalize=batch.normalize)  # [B, D]
-    keys = float_rows(batch.positive_key, normalize=batch.normalize)  # [N, D]
-    sets, filters = [], batch.filters  # of negatives, with the filters on them
-    if batch.in_batch:
-        sets.append(Negatives(keys, (batch.not_the_positive, *filters)))
-        filters = ()
-    if batch.negative_keys is not None:
-        sets.append(_further(batch.negative_keys, batch.counted, filters, batch.normalize))
-    statistic = {"compute_dtype": default_compute_dtype(batch.query), "backend": backend}
-    if hardest is not None and sets:
-        negatives = hardest_logsumexp(queries, sets, batch.scale, hardest, **statistic)
-    else:
-        negatives = _union(queries, sets, batch.scale, logit_bound=logit_bound, **statistic)
-    # Indexing would add up the gradients of a row that is the target of several in any order.
-    positives = keys if batch.target is None else keys.index_select(0, batch.target)
-    positive = pair_logits(queries, positives, batch.scale)
-    return total(epilogues.softplus(negatives, positive), reduction)
-
-
-def _further(
-    negative_keys: Tensor,
-    counted: Tensor | None,
-    filters: tuple[PairFilter, ...],
-    normalize: bool,
-) -> Negatives:
-    rows = negative_keys.flatten(0, -2)
-    if counted is not None:  # what padding holds is of no concern
-        rows = rows.masked_fill(~counted.view(-1, 1), 0)
-    further = float_rows(rows, normalize=normalize)
-    return Negatives(further.view(negative_keys.shape), filters, counted)
-
-
-def _union(queries: Tensor, sets: list[Negatives], scale, **statistic) -> Tensor:
-    """Log-sum-exps over all sets, -inf over none."""
-    if not sets:
-        return queries.new_full(queries.shape[:1], -torch.inf)
-    return reduce(torch.logaddexp, (_logsumexp(queries, x, scale, **statistic) for x in sets))
 
 
 def _trained(key: Tensor) -> bool:
     """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
     return key.requires_grad or not torch.is_grad_enabled()
-
-
-def _logsumexp(queries: Tensor, negatives: Negatives, scale, **statistic) -> Tensor:
-    """Over shared negatives, or over each query's own: there is no tile to share."""
-    if negatives.keys.dim() == 2:
-        return row_logsumexp(queries, negatives.keys, scale, where=negatives.where, **statistic)
-    similarity = own_similarity(queries, negatives)
-    return logsumexp_of(scale * similarity, negatives.counted)
 
 
 def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:

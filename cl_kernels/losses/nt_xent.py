@@ -136,7 +136,7 @@ def _negatives(
 def _of_views(grouped: Tensor, dim: int, scale, negatives: Tensor) -> Tensor:
     """Each row's mean over its positives, the other views."""
     views = grouped.shape[dim]
-    losses = negatives.new_zeros(negatives.shape)
+    losses = 0 * grouped.sum(-1).flatten()  # a single view has no positive, and a gradient of 0
     for shift in range(1, views):
         positive = scale * (grouped * grouped.roll(shift, dim)).sum(-1).flatten()
         losses = losses + softplus(negatives, positive)

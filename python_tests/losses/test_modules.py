@@ -72,6 +72,10 @@ def test_temperature_as_buffer_or_number(module):
 def test_repr():
     shown = "(temperature=0.5, normalize=True, reduction='mean')"
     assert repr(NTXentLoss()) == "NTXentLoss" + shown
+    shown = (
+        "(temperature=0.5, normalize=True, positives='outside', label_smoothing=0.0, "
+        "reduction='mean')"
+    )
     assert repr(InfoNCELoss(torch.tensor(0.5))) == "InfoNCELoss" + shown
     assert repr(InfoNCELoss(nn.Parameter(torch.tensor(0.5)))) == "InfoNCELoss" + shown
     shown = "(label_smoothing=0.0, normalize=False, reduction='mean')"
@@ -82,6 +86,7 @@ def test_repr():
 def test_repr_shows_every_setting(module):
     given = {"temperature": 0.25, "normalize": False, "in_batch_negatives": True, "hardest": 3}
     given |= {"reduction": "sum", "backend": "chunked", "label_smoothing": 0.1}
+    given |= {"positives": "inside"}
     names = inspect.signature(module).parameters
     assert names.keys() <= given.keys()
     settings = {name: given[name] for name in names}
