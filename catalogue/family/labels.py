@@ -7,7 +7,7 @@ from torch import Tensor
 
 import cl_kernels
 from catalogue.family.case import Arguments, FamilyCase, plain
-from catalogue.textbook import rows
+from catalogue.textbook import mask_of, rows
 
 
 def labelled(B: int, D: int) -> Arguments:
@@ -42,13 +42,17 @@ def supcon(
         labels, x = labels.repeat_interleave(x.shape[1]), x.flatten(0, 1)
     x = rows(x, normalize)
     similarity, same = [], []
+    listed = labels if labels.dim() == 2 else None
     if in_batch or keys is None:
         me = torch.eye(len(x), dtype=torch.bool)
         similarity.append((x @ x.T / temperature).masked_fill(me, -torch.inf))
-        same.append((labels[:, None] == labels) & ~me)
+        same.append(
+            (labels[:, None] == labels) & ~me if listed is None else mask_of(labels, len(x))
+        )
     if keys is not None:
         similarity.append(x @ rows(keys, normalize).T / temperature)
-        same.append(labels[:, None] == key_labels)
+        by_label = labels[:, None] == key_labels if listed is None else None
+        same.append(mask_of(labels, len(keys)) if by_label is None else by_label)
     similarity, same = torch.cat(similarity, 1), torch.cat(same, 1)
     count = same.sum(1)
     log_probability = similarity - similarity.logsumexp(1, keepdim=True)
@@ -64,6 +68,14 @@ def supcon(
 
 def _queue(B: int, D: int) -> Arguments:
     return {"keys": torch.randn(3 * B, D), "key_labels": torch.arange(3 * B) % (B // 2)}
+
+
+def _lists(B: int, N: int) -> Tensor:
+    """Up to three of others; some have none."""
+    lists = (torch.arange(B)[:, None] + torch.tensor([1, 5, 11])) % N
+    lists[::3, 1:] = -1
+    lists[::7] = -1
+    return lists
 
 
 CASES = (
@@ -82,6 +94,17 @@ CASES = (
             "reference": _queue,
             "queue": lambda B, D: _queue(B, D) | {"in_batch": True},
             "queue, inside": lambda B, D: _queue(B, D) | {"in_batch": True, "positives": "inside"},
+            "lists": lambda B, D: {"labels": _lists(B, B)},
+            "lists, inside": lambda B, D: {"labels": _lists(B, B), "positives": "inside"},
+            "lists of keys": lambda B, D: {
+                "labels": _lists(B, 3 * B),
+                "keys": torch.randn(3 * B, D),
+            },
+            "lists of keys, inside": lambda B, D: {
+                "labels": _lists(B, 3 * B),
+                "keys": torch.randn(3 * B, D),
+                "positives": "inside",
+            },
             "as they come": lambda B, D: {"normalize": False, "temperature": 40.0},
         },
         title="SupCon: labels, several views, reference sets and queues",

@@ -81,3 +81,12 @@ def total_of(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     return losses.sum() / counted.sum().clamp_min(1) if reduction == "mean" else losses.sum()
+
+
+def segment_logsumexp(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Of the logits of each row; 0 of none, which is nobody's loss."""
+    top = logits.new_full((count,), -torch.inf)
+    top = top.scatter_reduce(0, rows, logits.detach(), "amax")
+    top = torch.where(top == -torch.inf, 0, top)
+    total = top.new_zeros(count).index_add(0, rows, (logits - top.index_select(0, rows)).exp())
+    return top + torch.where(total > 0, total, 1).log()

@@ -14,7 +14,7 @@ from cl_kernels.csr import CSR
 from cl_kernels.losses import epilogues
 from cl_kernels.losses.common import weighted_total
 from cl_kernels.losses.hardest import Negatives, hardest_logsumexp, logsumexp_of, own_similarity
-from cl_kernels.losses.labels import total_of
+from cl_kernels.losses.labels import segment_logsumexp, total_of
 from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.functions import row_logsumexp
 from cl_kernels.statistics.rows import float_rows
@@ -178,7 +178,7 @@ def _of_lists(batch: Batch, lists: CSR, negatives, positives: Combine, weights, 
     rows, counts = lists.rows(), lists.counts()
     logits = _logits(batch, rows, lists.keys)
     if positives == "inside":
-        losses = epilogues.softplus(negatives, _segment_logsumexp(logits, rows, len(counts)))
+        losses = epilogues.softplus(negatives, segment_logsumexp(logits, rows, len(counts)))
     else:
         pairs = epilogues.softplus(negatives.index_select(0, rows), logits)
         if positives == "pairs":
@@ -189,15 +189,6 @@ def _of_lists(batch: Batch, lists: CSR, negatives, positives: Combine, weights, 
     if weights is None:
         return total_of(losses, counted, reduction)
     return weighted_total(torch.where(counted, losses, 0), weights * counted, reduction)
-
-
-def _segment_logsumexp(logits: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Of the logits of each row; 0 of none, which is nobody's loss."""
-    top = logits.new_full((count,), -torch.inf)
-    top = top.scatter_reduce(0, rows, logits.detach(), "amax")
-    top = torch.where(top == -torch.inf, 0, top)
-    total = top.new_zeros(count).index_add(0, rows, (logits - top.index_select(0, rows)).exp())
-    return top + torch.where(total > 0, total, 1).log()
 
 
 def _exclusion(batch: Batch) -> PairFilter | None:

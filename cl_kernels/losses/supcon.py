@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,12 +11,15 @@ from torch import Tensor
 from cl_kernels._numbers import check_flag
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
+from cl_kernels.csr import CSR, Lists, as_csr
 from cl_kernels.losses.common import Reduction, check_reduction, inverse, logit_bound
 from cl_kernels.losses.labels import (
     Positives,
     as_labels,
+    of_lists,
     of_same_label,
     of_same_label_but_itself,
+    segment_logsumexp,
     total_of,
 )
 from cl_kernels.losses.module import LossModule
@@ -27,7 +30,7 @@ from cl_kernels.statistics.rows import float_rows
 
 def supcon(
     x: Tensor,
-    labels: Tensor | None = None,
+    labels: Tensor | Lists | None = None,
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
     *,
@@ -48,7 +51,9 @@ def supcon(
     Args:
         x: Embeddings, shape [B, D]; or [B, V, D], V views of each image, which share its label.
             float32, float16, bfloat16 or float64.
-        labels: Integer labels, shape [B]. Default, for V views: every image is a class (SimCLR).
+        labels: Integer labels, shape [B]; or lists of each anchor's positives among what it is
+            compared with, the rows of x or ``keys``: a ``CSR``, [B, P] padded with -1, or Python
+            lists. Default, for V views: every image is a class (SimCLR).
         keys: Rows to compare with, shape [N, D], e.g. a reference set or a queue.
         key_labels: Their labels, shape [N].
         temperature: A number other than zero, or a 0-d tensor that may require grad.
@@ -72,14 +77,10 @@ def supcon(
 
         loss = supcon(projections, labels, temperature=0.1)
     """
-    x, labels = _anchors(x, labels)
-    if (keys is None) != (key_labels is None):
-        given, missing = ("keys", "key_labels") if keys is not None else ("key_labels", "keys")
-        raise ValueError(f"{missing}: expected together with {given}, got None")
-    if keys is not None and key_labels is not None:
+    x, labels = _with_labels(x, labels)
+    if keys is not None:
         check_embeddings("keys", keys)
         x, keys = as_alike(x=x, keys=keys)
-        key_labels = as_labels("key_labels", key_labels, keys, "keys")
     if positives not in ("outside", "inside"):
         raise ValueError(f'positives: expected "outside" or "inside", got {positives!r}')
     check_reduction(reduction)
@@ -94,18 +95,15 @@ def supcon(
         "logit_bound": logit_bound(normalize, temperature=temperature),
         "backend": backend,
     }
-    anchors = float_rows(x, normalize=normalize)
-    sets: list[_OfBatch | _OfKeys] = [_OfBatch(anchors, labels)] if in_batch else []
-    if keys is not None and key_labels is not None:
-        sets.append(_OfKeys(anchors, labels, float_rows(keys, normalize=normalize), key_labels))
-    lse = reduce(torch.logaddexp, [s.logsumexp(scale, (), options) for s in sets])
+    sets = _compared(x, labels, keys, key_labels, in_batch, normalize)
+    lse = reduce(torch.logaddexp, [s.logsumexp(scale, options) for s in sets])
     if positives == "outside":
-        found = reduce(Positives.and_more, [s.positives() for s in sets])
-        count, of_positives = found.counts, scale * found.mean_similarity(anchors)
+        found = reduce(Positives.and_more, [s.positives.sums(s.keys) for s in sets])
+        count, of_positives = found.counts, scale * found.mean_similarity(sets[0].anchors)
     else:
-        count = reduce(torch.add, [s.count() for s in sets])
-        same = [s.logsumexp(scale, (s.same(),), options) for s in sets]
-        of_positives = reduce(torch.logaddexp, same) - count.clamp_min(1).to(lse.dtype).log()
+        count = reduce(torch.add, [s.positives.counts() for s in sets])
+        listed = [s.positives.logsumexp(s, scale, options) for s in sets]
+        of_positives = reduce(torch.logaddexp, listed) - count.clamp_min(1).to(lse.dtype).log()
     counted = count > 0
     # An anchor without a positive may be alone: its log-sum-exps are -inf.
     losses = torch.where(counted, lse, 0) - torch.where(counted, of_positives, 0)
@@ -126,55 +124,100 @@ class SupConLoss(LossModule):
     inputs = "x", "labels", "keys", "key_labels"
 
 
-def _anchors(x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows [B V, D] and their labels."""
+class _SameLabel(NamedTuple):
+    """Positives by labels of the anchors and of the keys; ``itself``: the anchors are the keys."""
+
+    labels: Tensor
+    key_labels: Tensor
+    itself: bool
+
+    def sums(self, keys: Tensor) -> Positives:
+        if self.itself:
+            return of_same_label_but_itself(keys, self.labels)
+        return of_same_label(self.labels, keys, self.key_labels)
+
+    def counts(self) -> Tensor:
+        return count_same(self.labels, self.key_labels) - int(self.itself)
+
+    def logsumexp(self, compared: _Compared, scale, options) -> Tensor:
+        same = PairFilter(self.labels, self.key_labels, "same")
+        return compared.logsumexp(scale, options, (same,))
+
+
+class _Listed(NamedTuple):
+    """Positives by lists of keys."""
+
+    lists: CSR
+
+    def sums(self, keys: Tensor) -> Positives:
+        return of_lists(self.lists, keys)
+
+    def counts(self) -> Tensor:
+        return self.lists.counts()
+
+    def logsumexp(self, compared: _Compared, scale, options) -> Tensor:
+        rows = self.lists.rows()
+        anchors = compared.anchors.index_select(0, rows)
+        keys = compared.keys.index_select(0, self.lists.keys)
+        logits = scale * (anchors * keys).sum(1)
+        return segment_logsumexp(logits, rows, len(compared.anchors))
+
+
+class _Compared(NamedTuple):
+    """Anchors and what they are compared with: a set of keys, or one another."""
+
+    anchors: Tensor
+    keys: Tensor
+    positives: _SameLabel | _Listed
+    itself: bool
+
+    def logsumexp(self, scale, options, where: tuple[PairFilter, ...] = ()) -> Tensor:
+        if not self.itself:
+            return row_logsumexp(self.anchors, self.keys, scale, where=where, **options)
+        index = torch.arange(len(self.anchors), device=self.anchors.device)
+        where = PairFilter(index, index, "different"), *where
+        return self_logsumexp(self.anchors, scale, where=where, **options)
+
+
+def _with_labels(x: Tensor, labels: Tensor | Lists | None) -> tuple[Tensor, Tensor | Lists]:
+    """Rows [B V, D] and their labels, or lists."""
     views = x.shape[1] if isinstance(x, Tensor) and x.dim() == 3 else None
+    check_embeddings("x", x if views is None else x.flatten(0, 1))
     if labels is None:
         if views is None:
             raise ValueError("labels: expected with x of shape [B, D], got None")
         labels = torch.arange(x.shape[0], device=x.device)
-    labels = as_labels("labels", labels, x, "x") if isinstance(x, Tensor) else labels
-    if views is not None:
-        x, labels = x.flatten(0, 1), labels.repeat_interleave(views)
-    check_embeddings("x", x)
-    return x, labels
+    rows = x if views is None else x.flatten(0, 1)
+    if not (isinstance(labels, Tensor) and labels.dim() == 1):
+        return rows, labels
+    labels = as_labels("labels", labels, x, "x")
+    return rows, labels if views is None else labels.repeat_interleave(views)
 
 
-class _OfBatch:
-    """The anchors themselves, each without itself."""
+def _compared(
+    x: Tensor, labels: Tensor | Lists, keys: Tensor | None, key_labels, in_batch: bool, normalize
+) -> list[_Compared]:
+    by_labels = isinstance(labels, Tensor) and labels.dim() == 1
+    if not by_labels and in_batch and keys is not None:
+        raise ValueError("labels: expected labels where rows and keys are compared with, got lists")
+    if (keys is not None and by_labels) != (key_labels is not None):
+        names = ("key_labels", "keys") if key_labels is None else ("keys", "key_labels")
+        raise ValueError(f"{names[0]}: expected together with {names[1]} and labels, got another")
+    anchors, sets = float_rows(x, normalize=normalize), []
 
-    def __init__(self, anchors: Tensor, labels: Tensor) -> None:
-        self.anchors, self.labels = anchors, labels
-        index = torch.arange(len(anchors), device=anchors.device)
-        self.not_itself = PairFilter(index, index, "different")
+    def related(others: Tensor, other_labels, itself: bool) -> _Compared:
+        positives = _SameLabel(cast(Tensor, labels), other_labels, itself) if by_labels else None
+        if positives is None:
+            size = len(anchors), len(others)
+            positives = _Listed(as_csr("labels", cast(Lists, labels), *size, x.device))
+            if itself and bool((positives.lists.rows() == positives.lists.keys).any()):
+                raise ValueError("labels: expected lists of other rows, got one that names its own")
+        return _Compared(anchors, others, positives, itself)
 
-    def same(self) -> PairFilter:
-        return PairFilter(self.labels, self.labels, "same")
-
-    def logsumexp(self, scale, where, options) -> Tensor:
-        return self_logsumexp(self.anchors, scale, where=(self.not_itself, *where), **options)
-
-    def positives(self) -> Positives:
-        return of_same_label_but_itself(self.anchors, self.labels)
-
-    def count(self) -> Tensor:
-        return count_same(self.labels, self.labels) - 1
-
-
-class _OfKeys:
-    """Further rows."""
-
-    def __init__(self, anchors: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor) -> None:
-        self.anchors, self.labels, self.keys, self.key_labels = anchors, labels, keys, key_labels
-
-    def same(self) -> PairFilter:
-        return PairFilter(self.labels, self.key_labels, "same")
-
-    def logsumexp(self, scale, where, options) -> Tensor:
-        return row_logsumexp(self.anchors, self.keys, scale, where=where, **options)
-
-    def positives(self) -> Positives:
-        return of_same_label(self.labels, self.keys, self.key_labels)
-
-    def count(self) -> Tensor:
-        return count_same(self.labels, self.key_labels)
+    if in_batch:
+        sets.append(related(anchors, labels, True))
+    if keys is not None:
+        if key_labels is not None:
+            key_labels = as_labels("key_labels", key_labels, keys, "keys")
+        sets.append(related(float_rows(keys, normalize=normalize), key_labels, False))
+    return sets
