@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import cl_kernels
@@ -66,6 +67,20 @@ def supcon(
     return _mean_of_counted(losses, count > 0, reduction)
 
 
+def eager_supcon(x: Tensor, labels: Tensor, *, temperature=0.1) -> Tensor:
+    """In the steps of the authors' own implementation."""
+    x = F.normalize(x)
+    same = (labels[:, None] == labels).float()
+    logits = x @ x.T / temperature
+    logits = logits - logits.max(1, keepdim=True).values.detach()
+    others = 1 - torch.eye(len(x), device=x.device)
+    same = same * others
+    log_probability = logits - ((logits.exp() * others).sum(1, keepdim=True)).log()
+    counts = same.sum(1)
+    losses = -(same * log_probability).sum(1) / counts.clamp_min(1)
+    return losses.sum() / (counts > 0).sum().clamp_min(1)
+
+
 def _queue(B: int, D: int) -> Arguments:
     return {"keys": torch.randn(3 * B, D), "key_labels": torch.arange(3 * B) % (B // 2)}
 
@@ -108,6 +123,7 @@ CASES = (
             "as they come": lambda B, D: {"normalize": False, "temperature": 40.0},
         },
         title="SupCon: labels, several views, reference sets and queues",
+        eager=eager_supcon,
         paper="Khosla et al., Supervised Contrastive Learning (2020), equations 2 and 3",
     ),
 )

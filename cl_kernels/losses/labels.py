@@ -6,13 +6,16 @@ the sum of the positives: O(N D), no tile.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_integers
+from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.csr import CSR
+from cl_kernels.pairs import count_same
 
 
 def as_labels(name: str, labels: Tensor, like: Tensor, of: str) -> Tensor:
@@ -29,55 +32,69 @@ def as_labels(name: str, labels: Tensor, like: Tensor, of: str) -> Tensor:
     return labels.long().contiguous()
 
 
-class Positives(NamedTuple):
-    """Of each anchor.
-
-    Args:
-        sums: Sum of its positives' rows, [M, D], differentiable.
-        counts: How many they are, int64 [M].
-    """
-
-    sums: Tensor
-    counts: Tensor
-
-    def mean_similarity(self, anchors: Tensor) -> Tensor:
-        """Of each anchor to its positives, [M]; 0 without any."""
-        return (anchors * self.sums).sum(1) / self.counts.clamp_min(1)
-
-    def and_more(self, other: Positives) -> Positives:
-        return Positives(self.sums + other.sums, self.counts + other.counts)
+@in_graph
+def same_label_similarity(
+    anchors: Tensor, labels: Tensor, keys: Tensor | None = None, key_labels: Tensor | None = None
+) -> Tensor:
+    """Sum of each anchor's similarities to the keys of its label, [M]. Default: to the other
+    anchors, itself excluded."""
+    return differentiable(_SameLabelSimilarity, anchors, labels, keys, key_labels)
 
 
-def of_same_label(labels: Tensor, rows: Tensor, row_labels: Tensor) -> Positives:
-    """The rows of each anchor's label, [N, D], itself included if it is one of them."""
+def listed_similarity(anchors: Tensor, keys: Tensor, lists: CSR) -> Tensor:
+    """Sum of each anchor's similarities to the keys that its list names, [M]."""
+    named = keys.index_select(0, lists.keys)
+    sums = anchors.new_zeros(anchors.shape).index_add(0, lists.rows(), named)
+    return (anchors * sums).sum(1)
+
+
+class _SameLabelSimilarity(torch.autograd.Function):
+    """Composed from torch's operations its backward pass takes twice as long at small batches."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors, labels, keys, key_labels):
+        others = (anchors, labels) if keys is None else (keys, key_labels)
+        sums = _sums_of_label(labels, *others, itself=keys is None)
+        ctx.save_for_backward(anchors, labels, key_labels, sums)
+        return (anchors * sums).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
+        anchors, labels, key_labels, sums = ctx.saved_tensors
+        grad = grads[0][:, None]
+        itself = key_labels is None
+        back = _sums_of_label(labels if itself else key_labels, grad * anchors, labels, itself)
+        return (
+            (back.addcmul_(grad, sums), None, None, None)
+            if itself
+            else (grad * sums, None, back, None)
+        )
+
+
+def _sums_of_label(labels: Tensor, rows: Tensor, row_labels: Tensor, itself: bool) -> Tensor:
+    """Sum of the rows of each label, [M, D]; ``itself``: but for the row of the same number."""
+    M, (N, D) = labels.shape[0], rows.shape
+    if isinstance(M, int) and isinstance(N, int) and min(M, N) <= D:
+        # A mask no larger than embeddings. (Autocast leaves products into a buffer alone.)
+        same = (labels[:, None] == row_labels).to(rows.dtype)
+        if itself:
+            same.fill_diagonal_(0)
+        return torch.mm(same, rows, out=rows.new_empty(M, D))
     ordered = row_labels.sort().values
-    first = torch.searchsorted(ordered, labels)  # which is the class's number, below N
-    count = torch.searchsorted(ordered, labels, right=True) - first
-    class_of_row = torch.searchsorted(ordered, row_labels)
-    sums = torch.zeros_like(rows).index_add(0, class_of_row, rows)
-    if not len(rows):
-        return Positives(rows.new_zeros(len(labels), rows.shape[1]), count)
-    found = sums.index_select(0, first.clamp(max=len(rows) - 1))
-    return Positives(found.masked_fill(count[:, None] == 0, 0), count)
-
-
-def of_same_label_but_itself(rows: Tensor, labels: Tensor) -> Positives:
-    """Every row's positives among the rows: those of its label, without itself."""
-    sums, count = of_same_label(labels, rows, labels)
-    # What is left of a class of one is rounding.
-    return Positives((sums - rows).masked_fill(count[:, None] == 1, 0), count - 1)
-
-
-def of_lists(lists: CSR, rows: Tensor) -> Positives:
-    """The rows that each anchor's list names."""
-    sums = rows.new_zeros(len(lists.offsets) - 1, rows.shape[1])
-    named = rows.index_select(0, lists.keys)
-    return Positives(sums.index_add(0, lists.rows(), named), lists.counts())
+    class_of_row = torch.searchsorted(ordered, row_labels)  # a number below N
+    sums = torch.zeros_like(rows).index_add_(0, class_of_row, rows)
+    first = torch.searchsorted(ordered, labels)
+    found = sums.index_select(0, first.clamp_(max=max(N - 1, 0)))
+    counts = count_same(labels, row_labels)
+    # Nobody has this label; or, but for rounding, nothing is left.
+    found = found - rows if itself else found
+    return found.masked_fill_((counts == int(itself))[:, None], 0)
 
 
 def total_of(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:
     """Mean or sum over the rows that count; for "none" the others are 0."""
-    losses = losses.masked_fill(~counted, 0)
+    losses = torch.where(counted, losses, 0)
     if reduction == "none":
         return losses
     return losses.sum() / counted.sum().clamp_min(1) if reduction == "mean" else losses.sum()

@@ -14,11 +14,9 @@ from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 from cl_kernels.csr import CSR, Lists, as_csr
 from cl_kernels.losses.common import Reduction, check_reduction, inverse, logit_bound
 from cl_kernels.losses.labels import (
-    Positives,
     as_labels,
-    of_lists,
-    of_same_label,
-    of_same_label_but_itself,
+    listed_similarity,
+    same_label_similarity,
     segment_logsumexp,
     total_of,
 )
@@ -97,16 +95,18 @@ def supcon(
     }
     sets = _compared(x, labels, keys, key_labels, in_batch, normalize)
     lse = reduce(torch.logaddexp, [s.logsumexp(scale, options) for s in sets])
+    count = reduce(torch.add, [s.positives.counts() for s in sets])
     if positives == "outside":
-        found = reduce(Positives.and_more, [s.positives.sums(s.keys) for s in sets])
-        count, of_positives = found.counts, scale * found.mean_similarity(sets[0].anchors)
+        similarity = reduce(torch.add, [s.positives.similarity(s) for s in sets])
+        of_positives = scale * similarity / count.clamp_min(1)
     else:
-        count = reduce(torch.add, [s.positives.counts() for s in sets])
         listed = [s.positives.logsumexp(s, scale, options) for s in sets]
         of_positives = reduce(torch.logaddexp, listed) - count.clamp_min(1).to(lse.dtype).log()
     counted = count > 0
     # An anchor without a positive may be alone: its log-sum-exps are -inf.
-    losses = torch.where(counted, lse, 0) - torch.where(counted, of_positives, 0)
+    losses = lse - (
+        of_positives if positives == "outside" else torch.where(counted, of_positives, 0)
+    )
     if base_temperature is not None:
         base = as_scalar("base_temperature", base_temperature, x, inverted=True)
         losses = losses * (base / scale)
@@ -131,10 +131,10 @@ class _SameLabel(NamedTuple):
     key_labels: Tensor
     itself: bool
 
-    def sums(self, keys: Tensor) -> Positives:
+    def similarity(self, compared: _Compared) -> Tensor:
         if self.itself:
-            return of_same_label_but_itself(keys, self.labels)
-        return of_same_label(self.labels, keys, self.key_labels)
+            return same_label_similarity(compared.anchors, self.labels)
+        return same_label_similarity(compared.anchors, self.labels, compared.keys, self.key_labels)
 
     def counts(self) -> Tensor:
         return count_same(self.labels, self.key_labels) - int(self.itself)
@@ -149,8 +149,8 @@ class _Listed(NamedTuple):
 
     lists: CSR
 
-    def sums(self, keys: Tensor) -> Positives:
-        return of_lists(self.lists, keys)
+    def similarity(self, compared: _Compared) -> Tensor:
+        return listed_similarity(compared.anchors, compared.keys, self.lists)
 
     def counts(self) -> Tensor:
         return self.lists.counts()
