@@ -15,14 +15,21 @@ from benchmarks.losses.plots import draw
 from benchmarks.losses.report import report, summarise
 from benchmarks.neighbours import warn_if_busy
 from benchmarks.report import RESULTS
+from catalogue.family import FAMILY
 
-SUITES = {"time": "bench_time.py", "options": "bench_options.py", "memory": "bench_memory.py"}
+SUITES = {
+    "time": "bench_time.py",
+    "options": "bench_options.py",
+    "family": "bench_family.py",
+    "memory": "bench_memory.py",
+}
+ALL = (*NAMES, *FAMILY)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a subset of a few minutes")
-    parser.add_argument("--case", nargs="+", choices=NAMES, default=NAMES, help="only these")
+    parser.add_argument("--case", nargs="+", choices=ALL, default=ALL, help="only these")
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=tuple(SUITES))
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write under")
@@ -31,7 +38,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    everything = set(options.case) == set(NAMES) and set(options.suite) == set(SUITES)
+    everything = set(options.case) == set(ALL) and set(options.suite) == set(SUITES)
     partial = options.quick or not everything or options.threads != machine.cores()
     folder = options.results / machine.describe()["kind"] / ("partial" if partial else "")
     folder.mkdir(parents=True, exist_ok=True)

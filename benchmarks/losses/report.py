@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.losses.cases import GOALS, LOSSES, NAMES, Case
+from benchmarks.losses.family import FamilySize, family_table
 from benchmarks.losses.options import STATISTIC_LIMIT, OptionCase
 from benchmarks.neighbours import DISTURBED
 from benchmarks.report import RESULTS, bytes_text, machine_line, seconds_text, table
@@ -23,6 +24,7 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
     time: dict[Case, dict[str, Any]] = {}
     memory: dict[Case, dict[str, Any]] = {}
     options: list[dict[str, Any]] = []
+    family: list[dict[str, Any]] = []
     for run in raw["benchmarks"]:
         info = run["extra_info"]
         if "rival" in info:
@@ -31,6 +33,8 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
             result["neighbours"] = info["neighbours"]
             if "option" in info:
                 options.append(OptionCase(*info["option"])._asdict() | result)
+            elif "family" in info:
+                family.append(FamilySize(*info["family"])._asdict() | result)
             else:
                 time.setdefault(Case(*info["case"]), {})[info["rival"]] = result
         else:
@@ -42,6 +46,7 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
         "machine": raw["machine_info"],
         "time": [case._asdict() | entry for case, entry in time.items()],
         "options": options,
+        "family": family,
         "memory": [case._asdict() | entry for case, entry in memory.items()],
     }
 
@@ -171,6 +176,9 @@ def disturbed(summary: dict[str, Any]) -> list[str]:
         (" ".join(str(entry[name]) for name in OptionCase._fields), entry)
         for entry in summary.get("options", ())
     ]
+    timed += [
+        (str(FamilySize(*(e[f] for f in FamilySize._fields))), e) for e in summary.get("family", ())
+    ]
     return [
         f"{name} ({result['neighbours']:.2g})"
         for name, result in timed
@@ -189,6 +197,8 @@ def report(summary: dict[str, Any], brief: bool = False) -> str:
         ("Forward + backward, in units of the bare product", goals_table(time)),
         ("Time over that of eager PyTorch", ratio_table(time, "eager")),
         ("Time over that of the bare product", ratio_table(unit, "product")),
+        ("Other losses, time over that of eager PyTorch; rows x D",
+         family_table(summary.get("family", ()))),
         *options_tables(summary.get("options", ())),
         ("Peak memory beyond inputs and their gradients", memory_table(memory)),
     ]  # fmt: skip

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from benchmarks import memory, readme, timing
-from benchmarks.losses import contestants, options, plots, report
+from benchmarks.losses import contestants, family, options, plots, report
 from benchmarks.losses.cases import GOALS, NAMES, Case, memory_cases, time_cases
+from benchmarks.losses.family import FamilySize
 from benchmarks.losses.memory import measure_fresh
 from benchmarks.losses.options import option_cases
 from benchmarks.neighbours import Neighbours
+from catalogue.family import FAMILY
 from catalogue.losses import LOSSES
 
 needs_peak = pytest.mark.skipif(not memory.can_measure(), reason="no /proc/self/clear_refs")
@@ -86,6 +88,19 @@ def test_sides_of_an_option_agree(option):
     if option.name in LOSSES or option.option == "normalize":
         for a, b in zip(ours, rival, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", FAMILY)
+def test_sides_of_the_family_agree(loss):
+    ours, rival = (step() for step in family.contestants(FamilySize(loss, 24, 16)))
+    for a, b in zip(ours, rival, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_family_is_measured_and_tabled():
+    assert {size.loss for size in family.family_sizes()} == set(FAMILY)
+    entries = [size._asdict() | {"ratio": 1.5} for size in family.family_sizes(quick=True)]
+    assert family.family_table(entries).count("**1.50**") == len(entries)
 
 
 def test_options_of_every_loss_and_primitive_are_measured():
