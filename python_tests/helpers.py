@@ -81,6 +81,7 @@ def filters(kind, M, N):
         "not me": (not_me,),
         "not me, same": (not_me, same),
         "different, hashes": (different, hashes),
+        "three": (not_me, different, hashes),
         "nothing left": (same, different),
     }[kind]
 
@@ -91,6 +92,7 @@ FILTERS = (
     "not me",
     "not me, same",
     "different, hashes",
+    "three",
     "nothing left",
 )
 

@@ -14,7 +14,7 @@ from cl_kernels.mining.criteria import Criteria
 from cl_kernels.mining.positives import pair_scores
 from cl_kernels.mining.result import MinedNegatives
 from cl_kernels.mining.tally import CorpusTally, Tally
-from cl_kernels.pairs import Where
+from cl_kernels.pairs import Where, as_filters
 from cl_kernels.search import TopK, as_tensor, topk
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def mine_hard_negatives(
         relative_margin, margin_against, sampling, sampling_temperature,
     )  # fmt: skip
     queries, documents = _as_embeddings(query, corpus)
-    filters = check_filters(where, (len(queries), len(documents)), queries.device)
+    shape = len(queries), len(documents)
+    filters = check_filters(as_filters(where, most=2), shape, queries.device)
     if candidates is not None:
         check_integer("candidates", candidates, least=1)
     if generator is not None and not isinstance(generator, torch.Generator):

@@ -60,7 +60,7 @@ def topk(
             query's device in blocks, the next one copied while the last is searched.
         k: How many, at least 1; may exceed N.
         normalize: Score by cosine. A zero vector scores 0 with everything.
-        where: Up to two ``PairFilter``; a pair is kept if every filter keeps it.
+        where: Up to three ``PairFilter``; a pair is kept if every filter keeps it.
         exclude: Keys to leave out for each query: a ``CSR`` (offsets [M + 1], keys [nnz]), one
             key a query [M], [M, P] padded with -1, a boolean [M, N], or Python lists. On a GPU
             wrong indices leave nothing out; ``debug_checks`` finds them.

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     similarity ``<query[i], key[j]>``.
 
     Args:
-        where: Up to two ``PairFilter``; a pair is kept if every filter keeps it.
+        where: Up to three ``PairFilter``; a pair is kept if every filter keeps it.
         below: Keep pairs whose similarity (unscaled) is strictly below this: a number, or one for
             each query, [M]. No gradient flows to it.
         above: Keep pairs whose similarity is strictly above this; less than ``below``.

@@ -50,7 +50,8 @@ class _UnitRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         rows, norm = ctx.saved_tensors
-        return unstack_gradient(grads[0].clone(), rows, norm).to(ctx.dtype)
+        along = (rows * grads[0]).sum(1, keepdim=True)
+        return torch.addcmul(grads[0], rows, along, value=-1).div_(norm).to(ctx.dtype)
 
 
 def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
