@@ -2,6 +2,7 @@
 
 from cl_kernels.losses.clip import ClipLoss, clip
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
+from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_similarity
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
@@ -9,11 +10,13 @@ from cl_kernels.losses.supcon import SupConLoss, supcon
 __all__ = [
     "ClipLoss",
     "InfoNCELoss",
+    "MultiSimilarityLoss",
     "NTXentLoss",
     "SigLipLoss",
     "SupConLoss",
     "clip",
     "info_nce",
+    "multi_similarity",
     "nt_xent",
     "siglip",
     "supcon",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
 
+from cl_kernels._numbers import check_number
 from cl_kernels._precision import widest
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 
@@ -42,6 +44,13 @@ def as_image_text(
 def check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+
+
+def check_positive(name: str, value: float) -> None:
+    expected = "a positive number"
+    check_number(name, value, expected)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def inverse(temperature: float | Tensor, like: Tensor) -> float | Tensor:
