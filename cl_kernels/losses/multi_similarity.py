@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_kernels.calls import default_compute_dtype
+from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, check_positive, check_reduction, logit_bound, total
 from cl_kernels.losses.epilogues import softplus
@@ -64,7 +64,7 @@ def multi_similarity(
     labels = labels_of(x, labels)
     check_positive("alpha", alpha)
     check_positive("beta", beta)
-    base = as_scalar("base", base, x)
+    base = number_tensor(as_scalar("base", base, x), x)
     check_reduction(reduction)
     below = above = None
     if mining_margin is not None:
