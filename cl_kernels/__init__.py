@@ -16,12 +16,14 @@ from cl_kernels.losses import (
     NTXentLoss,
     SigLipLoss,
     SupConLoss,
+    TripletLoss,
     clip,
     info_nce,
     multi_similarity,
     nt_xent,
     siglip,
     supcon,
+    triplet,
 )
 from cl_kernels.losses.epilogues import contrast
 from cl_kernels.mining import (
@@ -63,6 +65,7 @@ __all__ = [
     "SigLipLoss",
     "SupConLoss",
     "TopK",
+    "TripletLoss",
     "__version__",
     "clip",
     "contrast",
@@ -90,5 +93,6 @@ __all__ = [
     "siglip",
     "supcon",
     "topk",
+    "triplet",
     "use_backend",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import cl_kernels
@@ -51,6 +52,54 @@ def multi_similarity(
     return _reduced(of_positives + of_negatives, reduction)
 
 
+def _distances(x: Tensor, distance: str) -> Tensor:
+    if distance == "cosine":
+        return 1 - x @ x.T
+    squares = (x[:, None] - x).square().sum(2)
+    return squares if distance == "squared_euclidean" else squares.clamp_min(1e-12).sqrt()
+
+
+def triplet(
+    x,
+    labels,
+    *,
+    margin=0.2,
+    mining="batch_all",
+    soft=False,
+    distance="cosine",
+    average="active",
+    normalize=True,
+    reduction="mean",
+):
+    d = _distances(rows(x, normalize), distance)
+    positive, negative = _masks(labels)
+    kept = positive[:, :, None] & negative[:, None, :]  # [anchor, positive, negative]
+    if mining != "batch_all":
+        farthest = d.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+        if mining == "semi_hard":
+            negative = negative & (d > farthest)
+        nearest = d.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
+        positive = positive & (d == farthest)
+        negative = negative & (d == nearest)
+        kept = positive[:, :, None] & negative[:, None, :]
+    gap = margin + d[:, :, None] - d[:, None, :]
+    losses = torch.where(kept, F.softplus(gap) if soft else gap.relu(), 0)
+    if reduction == "none":
+        return losses.sum((1, 2))
+    count = (losses > 0).sum() if average == "active" else kept.sum()
+    return losses.sum() / (count.clamp_min(1) if reduction == "mean" else 1)
+
+
+def triplet_of_pairs(x, labels):
+    """All triplets as people write it: the differences of positive pairs only."""
+    d = 1 - F.normalize(x) @ F.normalize(x).T
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool)
+    anchors, positives = positive.nonzero(as_tuple=True)
+    losses = (0.2 + d[anchors, positives][:, None] - d[anchors]).relu() * ~same[anchors]
+    return losses.sum() / (losses > 0).sum().clamp_min(1)
+
+
 CASES = (
     FamilyCase(
         ours=cl_kernels.multi_similarity,
@@ -73,5 +122,42 @@ CASES = (
         title="Multi-similarity: soft maxima of positives and negatives, with or without mining",
         paper="Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric "
         "Learning (2019), equation 15",
+    ),
+    FamilyCase(
+        ours=cl_kernels.triplet,
+        module=cl_kernels.TripletLoss,
+        textbook=triplet,
+        inputs=labelled,
+        options={
+            "plain": plain,
+            "all": lambda B, D: {"average": "all", "margin": 0.5},
+            "soft": lambda B, D: {"soft": True, "margin": 0.0},
+            "learned margin": lambda B, D: {"margin": torch.tensor(0.3)},
+            "squared": lambda B, D: {"distance": "squared_euclidean"},
+            "squared, as they come": lambda B, D: {
+                "distance": "squared_euclidean",
+                "normalize": False,
+                "margin": 5.0,
+            },
+            "hard": lambda B, D: {"mining": "batch_hard", "average": "all"},
+            "hard, soft": lambda B, D: {"mining": "batch_hard", "soft": True, "margin": 0.0},
+            "hard, euclidean, as they come": lambda B, D: {
+                "mining": "batch_hard",
+                "distance": "euclidean",
+                "normalize": False,
+                "margin": 1.0,
+            },
+            "semi-hard": lambda B, D: {"mining": "semi_hard"},
+            "semi-hard, squared, as they come": lambda B, D: {
+                "mining": "semi_hard",
+                "distance": "squared_euclidean",
+                "normalize": False,
+                "margin": 5.0,
+            },
+        },
+        title="Triplets: all of a batch, the hardest or the semi-hard ones",
+        paper="Hermans et al., In Defense of the Triplet Loss for Person Re-Identification "
+        "(2017), equations 5 and 6",
+        eager=triplet_of_pairs,
     ),
 )

@@ -6,6 +6,7 @@ from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_simila
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
+from cl_kernels.losses.triplet import TripletLoss, triplet
 
 __all__ = [
     "ClipLoss",
@@ -14,10 +15,12 @@ __all__ = [
     "NTXentLoss",
     "SigLipLoss",
     "SupConLoss",
+    "TripletLoss",
     "clip",
     "info_nce",
     "multi_similarity",
     "nt_xent",
     "siglip",
     "supcon",
+    "triplet",
 ]
