@@ -15,7 +15,7 @@ from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, check_choice, check_reduction
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
-from cl_kernels.pairs import PairFilter, count_same
+from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 from cl_kernels.search.gradients import found_products, found_scores
 from cl_kernels.statistics.functions import row_hinge_sum, row_softplus_sum
@@ -169,63 +169,74 @@ def _of_all(
 ) -> _Found:
     """Every positive pair's threshold is a bias, and its negatives a row of a streamed sum."""
     B, D = rows.shape
-    order, labels, counts = _largest_classes_first(labels)
-    every = ((counts - 1) * (B - counts)).sum()
-    rows = rows.index_select(0, order)
-    losses, active = rows.new_zeros(B), torch.zeros_like(every)
+    classes = _Classes.of(labels)
+    every = ((classes.counts - 1) * (B - classes.counts)).sum()
+    rows = rows.index_select(0, classes.order)
+    losses = rows[:, :0].sum(1)  # zeros, which have a gradient where there is no pair
+    active = torch.zeros_like(every)
     scale, key_bias = 1.0, None
     if distance == "squared_euclidean":  # d(a, b) - |a|^2 = -(2 <a, b> - |b|^2)
         scale, key_bias = 2.0, -rows.square().sum(1)
-    for anchors, positives in _positive_pairs(labels, counts, D):
+    for anchors, positives in classes.positive_pairs(_FEW // D):
         query = _taken(rows, anchors)
         threshold = margin - scale * _products(query, rows, positives)
         if key_bias is not None:
             threshold = threshold - key_bias[positives]
-        given = {
-            "where": PairFilter(_taken(labels, anchors), labels, "different"),
-            "query_bias": threshold, "key_bias": key_bias, **options,
-        }  # fmt: skip
+        different = PairFilter(_taken(classes.labels, anchors), classes.labels, "different")
+        biases = {"query_bias": threshold, "key_bias": key_bias}
         if soft:
-            sums = row_softplus_sum(query, rows, scale, **given)
+            sums = row_softplus_sum(query, rows, scale, where=different, **biases, **options)
         else:
-            sums, above = row_hinge_sum(query, rows, scale, **given)
+            sums, above = row_hinge_sum(query, rows, scale, where=different, **biases, **options)
             active = active + above.sum()
-        losses = losses.index_add(0, _taken(order, anchors), sums)
+        losses = losses.index_add(0, _taken(classes.order, anchors), sums)
     return _Found(losses, every if soft else active, every)
-
-
-def _largest_classes_first(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An order of the rows, and in it their labels and how many rows have the same."""
-    order = labels.argsort(stable=True)
-    counts = count_same(labels[order], labels)
-    by_count = counts.argsort(descending=True, stable=True)
-    order = order[by_count]
-    return order, labels[order], counts[by_count]
 
 
 Anchors = Tensor | slice
 
 
-def _positive_pairs(labels: Tensor, counts: Tensor, D: int) -> Iterator[tuple[Anchors, Tensor]]:
-    """Positive pairs of rows that are ordered so: some anchors, and a positive of each.
+class _Classes(NamedTuple):
+    """Rows ordered by class, the largest classes first: those that have so many positives are the
+    first so many rows, and a slice of these takes no memory.
 
-    In round r a row's positive is the r-th after it in its class, around the end. The rows that
-    have so many are the first ones, of which a slice takes no memory.
+    Args:
+        order: Which rows these are, [B]; the others are in this order.
+        labels: Their labels.
+        counts: How many rows their classes have.
+        place: Which rows of their classes they are.
     """
-    index = torch.arange(len(labels), device=labels.device)
-    new = torch.cat((labels.new_ones(len(labels[:1])), (labels[1:] != labels[:-1]).long()))
-    first = (new * index).cummax(0).values  # of the row's class
-    rounds = torch.arange(1, int(counts[0]) if len(counts) else 1, device=labels.device)
-    sizes = torch.searchsorted(-counts, -rounds)  # rows whose class is larger than r
-    if int(sizes.sum()) * D <= _FEW:
-        anchors = torch.cat([index[:0]] + [index[:size] for size in sizes.tolist()])
-        shift = rounds.repeat_interleave(sizes)
-        visits: list[tuple[Anchors, Any]] = [(anchors, shift)] if len(anchors) else []
-    else:
-        visits = [(slice(size), r) for r, size in enumerate(sizes.tolist(), 1)]
-    for anchors, shift in visits:
-        start = first[anchors]
-        yield anchors, start + (index[anchors] - start + shift) % counts[anchors]
+
+    order: Tensor
+    labels: Tensor
+    counts: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> _Classes:
+        labels, order = labels.sort(stable=True)
+        first = torch.searchsorted(labels, labels)
+        counts = torch.searchsorted(labels, labels, right=True) - first
+        place = torch.arange(len(labels), device=labels.device) - first
+        counts, by_count = counts.sort(descending=True, stable=True)
+        return cls(order[by_count], labels[by_count], counts, place[by_count])
+
+    def positive_pairs(self, few: int) -> Iterator[tuple[Anchors, Tensor]]:
+        """Some anchors, and a positive of each: up to ``few`` pairs at once, or in as many rounds
+        as rows have positives. In round r it is the r-th row after the anchor's in its class,
+        around the end."""
+        index = torch.arange(len(self.counts), device=self.counts.device)
+        most = int(self.counts[0]) if len(self.counts) else 0
+        rounds = torch.arange(1, max(most, 1), device=self.counts.device)
+        sizes = torch.searchsorted(-self.counts, -rounds).tolist()  # rows of larger classes
+        visits: list[tuple[Anchors, Any]] = [(slice(n), r) for r, n in enumerate(sizes, 1)]
+        if 0 < sum(sizes) <= few:
+            anchors = torch.cat([index[:size] for size in sizes])
+            shift = torch.cat([rounds[r].expand(size) for r, size in enumerate(sizes)])
+            visits = [(anchors, shift)]
+        for anchors, shift in visits:
+            place, counts = self.place[anchors], self.counts[anchors]
+            yield anchors, index[anchors] - place + (place + shift) % counts
 
 
 def _taken(x: Tensor, at: Anchors) -> Tensor:
@@ -233,7 +244,9 @@ def _taken(x: Tensor, at: Anchors) -> Tensor:
 
 
 def _products(query: Tensor, rows: Tensor, positives: Tensor) -> Tensor:
-    """``<query[i], rows[positives[i]]>``, [P]; keeps no copy of the positives."""
+    """``<query[i], rows[positives[i]]>``, [P]; of many it keeps no copy of the positives."""
+    if query.numel() <= _FEW:
+        return (query * rows.index_select(0, positives)).sum(1)
     indices = positives[:, None]
     with torch.no_grad():
         values = found_products(query, rows, indices)
