@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cl_kernels
-from catalogue.family.case import FamilyCase, plain
+from catalogue.family.case import Arguments, FamilyCase, plain
 from catalogue.family.labels import labelled
 from catalogue.textbook import rows
 
@@ -100,6 +100,25 @@ def triplet_of_pairs(x, labels):
     return losses.sum() / (losses > 0).sum().clamp_min(1)
 
 
+def crowded(B: int, D: int) -> Arguments:
+    """Labelled rows that have a direction in common, so that negatives are far above their margin:
+    the mean over pairs above a margin jumps where rounding takes one across."""
+    arguments = labelled(B, D)
+    return arguments | {"x": arguments["x"] + 3}
+
+
+def pairwise_contrastive(
+    x, labels, *, positive_margin=1.0, negative_margin=0.5, normalize=True
+) -> Tensor:
+    x = rows(x, normalize)
+    similarity = x @ x.T
+    positive, negative = _masks(labels)
+    of_positives = (positive_margin - similarity)[positive].relu()
+    of_negatives = (similarity - negative_margin)[negative].relu()
+    means = [each.sum() / (each > 0).sum().clamp_min(1) for each in (of_positives, of_negatives)]
+    return means[0] + means[1]
+
+
 CASES = (
     FamilyCase(
         ours=cl_kernels.multi_similarity,
@@ -159,5 +178,31 @@ CASES = (
         paper="Hermans et al., In Defense of the Triplet Loss for Person Re-Identification "
         "(2017), equations 5 and 6",
         eager=triplet_of_pairs,
+    ),
+    FamilyCase(
+        ours=cl_kernels.pairwise_contrastive,
+        module=cl_kernels.PairwiseContrastiveLoss,
+        textbook=pairwise_contrastive,
+        inputs=crowded,
+        options={
+            "plain": plain,
+            "other margins": lambda B, D: {"positive_margin": 0.95, "negative_margin": 0.85},
+            "learned margins": lambda B, D: {
+                "positive_margin": torch.tensor(0.9),
+                "negative_margin": torch.tensor(0.8),
+            },
+            "as they come": lambda B, D: (
+                labelled(B, D)
+                | {
+                    "normalize": False,
+                    "positive_margin": 20.0,
+                    "negative_margin": 2.0,
+                }
+            ),
+        },
+        title="Contrastive loss of pairs, on similarities",
+        paper="Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping (2006), "
+        "equation 4 on similarities",
+        reductions=(),
     ),
 )

@@ -4,6 +4,7 @@ from cl_kernels.losses.clip import ClipLoss, clip
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
 from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_similarity
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
+from cl_kernels.losses.pairwise_contrastive import PairwiseContrastiveLoss, pairwise_contrastive
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
 from cl_kernels.losses.triplet import TripletLoss, triplet
@@ -13,6 +14,7 @@ __all__ = [
     "InfoNCELoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
+    "PairwiseContrastiveLoss",
     "SigLipLoss",
     "SupConLoss",
     "TripletLoss",
@@ -20,6 +22,7 @@ __all__ = [
     "info_nce",
     "multi_similarity",
     "nt_xent",
+    "pairwise_contrastive",
     "siglip",
     "supcon",
     "triplet",

