@@ -119,6 +119,27 @@ def pairwise_contrastive(
     return means[0] + means[1]
 
 
+def mega_batch_margin(
+    anchors,
+    positives,
+    *,
+    positive_margin=0.8,
+    negative_margin=0.3,
+    normalize=True,
+    reduction="mean",
+):
+    similarity = rows(anchors, normalize) @ rows(positives, normalize).T
+    me = torch.eye(len(similarity), dtype=torch.bool)
+    hardest = similarity.masked_fill(me, -torch.inf).amax(1)
+    losses = (positive_margin - similarity.diagonal()).relu() + (hardest - negative_margin).relu()
+    return _reduced(losses, reduction)
+
+
+def paired(B: int, D: int) -> Arguments:
+    anchors = torch.randn(B, D)
+    return {"anchors": anchors, "positives": anchors + 0.7 * torch.randn(B, D)}
+
+
 CASES = (
     FamilyCase(
         ours=cl_kernels.multi_similarity,
@@ -204,5 +225,27 @@ CASES = (
         paper="Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping (2006), "
         "equation 4 on similarities",
         reductions=(),
+    ),
+    FamilyCase(
+        ours=cl_kernels.mega_batch_margin,
+        module=cl_kernels.MegaBatchMarginLoss,
+        textbook=mega_batch_margin,
+        inputs=paired,
+        options={
+            "plain": plain,
+            "other margins": lambda B, D: {"positive_margin": 0.95, "negative_margin": 0.0},
+            "learned margins": lambda B, D: {
+                "positive_margin": torch.tensor(0.9),
+                "negative_margin": torch.tensor(0.2),
+            },
+            "as they come": lambda B, D: {
+                "normalize": False,
+                "positive_margin": 25.0,
+                "negative_margin": 5.0,
+            },
+        },
+        title="Mega-batch margin: pairs against their hardest negative",
+        paper="Wieting and Gimpel, ParaNMT-50M: Pushing the Limits of Paraphrastic Sentence "
+        "Embeddings with Millions of Machine Translations (2018), section on mega-batching",
     ),
 )

@@ -298,3 +298,58 @@ class TestPairwiseContrastive:
     def test_bad_margins(self, name, value, error):
         with pytest.raises(error, match=f"^{name}: expected"):
             cl_kernels.pairwise_contrastive(torch.randn(4, 3), torch.arange(4), **{name: value})
+
+
+class TestMegaBatchMargin:
+    def test_empty_batch(self, backend):
+        empty = torch.empty(0, 5)
+        value, grad = graded(cl_kernels.mega_batch_margin, empty, empty, backend=backend)
+        assert value == 0 and grad.shape == (0, 5)
+
+    def test_a_single_pair_has_no_negative(self, backend):
+        x, y = unit_rows(1, 5), unit_rows(1, 5)
+        value, grad = graded(
+            cl_kernels.mega_batch_margin, x, y, negative_margin=-2, backend=backend
+        )
+        torch.testing.assert_close(value, (0.8 - (x * y).sum()).relu())
+        assert grad.isfinite().all()
+
+    def test_the_positive_is_no_negative_but_its_copy_is(self):
+        x = torch.eye(4)
+        assert cl_kernels.mega_batch_margin(x, x) == 0
+        copied = torch.eye(4)[[0, 1, 2, 2]]  # row 3 is a copy of row 2's positive
+        rows = cl_kernels.mega_batch_margin(x, copied, reduction="none")
+        torch.testing.assert_close(rows, torch.tensor([0, 0, 0.7, 0.8]))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_opposite_pairs_and_zero_rows(self, dtype):
+        x, y = torch.randn(10, 12), torch.randn(10, 12)
+        y[2], y[3], x[4] = -x[2], x[3], 0
+        tolerance = 1e-5 if dtype == torch.float32 else 0.02
+        assert_as_textbook("mega_batch_margin", x.to(dtype), y.to(dtype), tolerance=tolerance)
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    def test_reductions(self, reduction):
+        value = cl_kernels.mega_batch_margin(
+            torch.randn(7, 4), torch.randn(7, 4), reduction=reduction
+        )
+        assert value.shape == ((7,) if reduction == "none" else ())
+
+    @pytest.mark.parametrize(
+        ("more", "error"),
+        [
+            ({"positives": torch.randn(4, 3)}, ValueError),
+            ({"positives": torch.randn(5, 4)}, ValueError),
+            ({"positives": torch.randn(5, 3).double()}, TypeError),
+            ({"anchors": torch.randn(5)}, ValueError),
+            ({"positive_margin": float("inf")}, ValueError),
+            ({"negative_margin": "0"}, TypeError),
+            ({"normalize": 1}, TypeError),
+            ({"reduction": None}, ValueError),
+        ],
+        ids=["rows", "width", "dtype", "shape", "infinite", "text", "flag", "reduction"],
+    )
+    def test_bad_inputs(self, more, error):
+        given = {"anchors": torch.randn(5, 3), "positives": torch.randn(5, 3)} | more
+        with pytest.raises(error, match=f"^{next(iter(more))}: expected"):
+            cl_kernels.mega_batch_margin(**given)
