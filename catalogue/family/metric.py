@@ -140,6 +140,21 @@ def paired(B: int, D: int) -> Arguments:
     return {"anchors": anchors, "positives": anchors + 0.7 * torch.randn(B, D)}
 
 
+def proxy_anchor(x, labels, proxies, *, alpha=32.0, margin=0.1, normalize=True):
+    similarity = rows(x, normalize) @ rows(proxies, normalize).T
+    positive = labels[:, None] == torch.arange(len(proxies))
+    of_positives = _log_one_plus_sum(-alpha * (similarity - margin), positive, 0)
+    of_negatives = _log_one_plus_sum(alpha * (similarity + margin), ~positive, 0)
+    return of_positives[positive.any(0)].mean() + of_negatives.mean()
+
+
+def of_classes(B: int, D: int) -> Arguments:
+    """Rows around their proxies; the first three classes have none."""
+    proxies = torch.randn(B // 4 + 3, D)
+    labels = 3 + torch.arange(B) % (B // 4)
+    return {"x": proxies[labels] + torch.randn(B, D), "labels": labels, "proxies": proxies}
+
+
 CASES = (
     FamilyCase(
         ours=cl_kernels.multi_similarity,
@@ -247,5 +262,20 @@ CASES = (
         title="Mega-batch margin: pairs against their hardest negative",
         paper="Wieting and Gimpel, ParaNMT-50M: Pushing the Limits of Paraphrastic Sentence "
         "Embeddings with Millions of Machine Translations (2018), section on mega-batching",
+    ),
+    FamilyCase(
+        ours=cl_kernels.proxy_anchor,
+        module=cl_kernels.ProxyAnchorLoss,
+        textbook=proxy_anchor,
+        inputs=of_classes,
+        options={
+            "plain": plain,
+            "learned margin": lambda B, D: {"margin": torch.tensor(0.2), "alpha": 20.0},
+            "as they come": lambda B, D: {"normalize": False, "alpha": 0.5, "margin": 1.0},
+        },
+        title="Proxy anchor: learned proxies of the classes",
+        paper="Kim et al., Proxy Anchor Loss for Deep Metric Learning (2020), equation 4",
+        reductions=(),
+        rows_matrix=False,
     ),
 )

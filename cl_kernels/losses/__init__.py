@@ -6,6 +6,7 @@ from cl_kernels.losses.mega_batch_margin import MegaBatchMarginLoss, mega_batch_
 from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_similarity
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.pairwise_contrastive import PairwiseContrastiveLoss, pairwise_contrastive
+from cl_kernels.losses.proxy_anchor import ProxyAnchorLoss, proxy_anchor
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
 from cl_kernels.losses.triplet import TripletLoss, triplet
@@ -17,6 +18,7 @@ __all__ = [
     "MultiSimilarityLoss",
     "NTXentLoss",
     "PairwiseContrastiveLoss",
+    "ProxyAnchorLoss",
     "SigLipLoss",
     "SupConLoss",
     "TripletLoss",
@@ -26,6 +28,7 @@ __all__ = [
     "multi_similarity",
     "nt_xent",
     "pairwise_contrastive",
+    "proxy_anchor",
     "siglip",
     "supcon",
     "triplet",

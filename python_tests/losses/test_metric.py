@@ -353,3 +353,77 @@ class TestMegaBatchMargin:
         given = {"anchors": torch.randn(5, 3), "positives": torch.randn(5, 3)} | more
         with pytest.raises(error, match=f"^{next(iter(more))}: expected"):
             cl_kernels.mega_batch_margin(**given)
+
+
+class TestProxyAnchor:
+    def test_empty_batch(self, backend):
+        no_labels = torch.empty(0, dtype=torch.int64)
+        value, grad = graded(
+            lambda p: cl_kernels.proxy_anchor(torch.empty(0, 5), no_labels, p, backend=backend),
+            torch.randn(4, 5),
+        )
+        assert value == 0 and not grad.any()
+
+    def test_one_class_has_no_negative(self, backend):
+        x, proxies = unit_rows(3, 5), unit_rows(1, 5)
+        labels = torch.zeros(3, dtype=torch.int64)
+        value, grad = graded(cl_kernels.proxy_anchor, x, labels, proxies, backend=backend)
+        expected = (1 + (-32 * ((x @ proxies.T) - 0.1)).exp().sum()).log()
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+        assert grad.isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("alpha", [32.0, 100.0])
+    def test_opposite_equal_and_zero_rows(self, dtype, alpha):
+        proxies = torch.randn(6, 16)
+        labels = torch.tensor([0, 1, 1, 2, 3, 3, 3, 0])
+        x = proxies[labels] + torch.randn(8, 16)
+        x[0], x[1], x[3] = -proxies[0], proxies[1], 0
+        x, proxies = x.to(dtype), proxies.to(dtype)
+        tolerance = 2e-5 if dtype == torch.float32 else 0.03
+        assert_as_textbook("proxy_anchor", x, labels, proxies, alpha=alpha, tolerance=tolerance)
+
+    def test_what_is_right_by_far_still_pulls(self):
+        """A loss of e^-40 is not rounded to 0."""
+        x = proxies = torch.eye(3)
+        settings = {"alpha": 50.0, "margin": 0.2}
+        value = cl_kernels.proxy_anchor(x, torch.arange(3), proxies, **settings)
+        exact = metric.proxy_anchor(x.double(), torch.arange(3), proxies.double(), **settings)
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=0)
+        alone = cl_kernels.proxy_anchor(x[:1], torch.tensor([0]), proxies[:1], alpha=40.0)
+        assert float(alone) == pytest.approx(torch.tensor(-36.0).exp().item(), rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("more", "error"),
+        [
+            ({"labels": torch.tensor([0, 1, 2, 4, 0])}, ValueError),
+            ({"labels": torch.tensor([0, 1, 2, -1, 0])}, ValueError),
+            ({"labels": torch.zeros(4, dtype=torch.int64)}, ValueError),
+            ({"labels": torch.zeros(5)}, TypeError),
+            ({"proxies": torch.randn(4, 2)}, ValueError),
+            ({"proxies": torch.randn(4, 3).half()}, TypeError),
+            ({"alpha": 0}, ValueError),
+            ({"margin": float("nan")}, ValueError),
+            ({"normalize": None}, TypeError),
+        ],
+        ids=lambda x: "-".join(x) if isinstance(x, dict) else x.__name__,
+    )
+    def test_bad_inputs(self, more, error):
+        labels, proxies = torch.arange(5) % 4, torch.randn(4, 3)
+        given = {"x": torch.randn(5, 3), "labels": labels, "proxies": proxies} | more
+        with pytest.raises(error, match=f"^{next(iter(more))}: expected"):
+            cl_kernels.proxy_anchor(**given)
+
+    def test_the_module_learns_its_proxies(self):
+        loss = cl_kernels.ProxyAnchorLoss(4, 8, alpha=16.0)
+        assert [name for name, _ in loss.named_parameters()] == ["proxies"]
+        assert loss.proxies.shape == (4, 8)
+        x, labels = torch.randn(6, 8), torch.arange(6) % 4
+        value = loss(x, labels)
+        assert torch.equal(value, cl_kernels.proxy_anchor(x, labels, loss.proxies, alpha=16.0))
+        value.backward()
+        assert loss.proxies.grad.abs().sum() > 0
+
+    def test_proxies_start_as_of_he(self):
+        proxies = cl_kernels.ProxyAnchorLoss(200, 300).proxies
+        assert float(proxies.detach().std()) == pytest.approx((2 / 200) ** 0.5, rel=0.05)
