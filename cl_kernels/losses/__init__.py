@@ -2,19 +2,34 @@
 
 from cl_kernels.losses.clip import ClipLoss, clip
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
+from cl_kernels.losses.mega_batch_margin import MegaBatchMarginLoss, mega_batch_margin
+from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_similarity
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
+from cl_kernels.losses.pairwise_contrastive import PairwiseContrastiveLoss, pairwise_contrastive
+from cl_kernels.losses.proxy_anchor import ProxyAnchorLoss, proxy_anchor
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
+from cl_kernels.losses.triplet import TripletLoss, triplet
 
 __all__ = [
     "ClipLoss",
     "InfoNCELoss",
+    "MegaBatchMarginLoss",
+    "MultiSimilarityLoss",
     "NTXentLoss",
+    "PairwiseContrastiveLoss",
+    "ProxyAnchorLoss",
     "SigLipLoss",
     "SupConLoss",
+    "TripletLoss",
     "clip",
     "info_nce",
+    "mega_batch_margin",
+    "multi_similarity",
     "nt_xent",
+    "pairwise_contrastive",
+    "proxy_anchor",
     "siglip",
     "supcon",
+    "triplet",
 ]

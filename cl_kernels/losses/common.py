@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -46,9 +48,21 @@ def as_image_text(
     return image_features, text_features, as_scalar("logit_scale", logit_scale, image_features)
 
 
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        *others, last = [f'"{choice}"' for choice in choices]
+        raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {value!r}")
+
+
 def check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+
+
+def check_positive(name: str, value: float) -> None:
+    expected = "a positive number"
+    check_number(name, value, expected)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def as_weights(weights: Tensor | None, like: Tensor, rows: int, of: str) -> Tensor | None:

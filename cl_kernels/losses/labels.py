@@ -14,8 +14,9 @@ from torch import Tensor
 from cl_kernels._numbers import check_integers
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
+from cl_kernels.checks import check_embeddings
 from cl_kernels.csr import CSR
-from cl_kernels.pairs import count_same
+from cl_kernels.pairs import PairFilter, count_same
 
 
 def as_labels(name: str, labels: Tensor, like: Tensor, of: str) -> Tensor:
@@ -30,6 +31,23 @@ def as_labels(name: str, labels: Tensor, like: Tensor, of: str) -> Tensor:
     if labels.device != like.device:
         raise ValueError(f"{name}: expected the device of {of}, {like.device}, got {labels.device}")
     return labels.long().contiguous()
+
+
+def labels_of(x: Tensor, labels: Tensor) -> Tensor:
+    """Both checked: embeddings, and one label for each."""
+    check_embeddings("x", x)
+    return as_labels("labels", labels, x, "x")
+
+
+def same_label(labels: Tensor) -> tuple[PairFilter, PairFilter]:
+    """Keeps the positives of rows among themselves: those of a row's label, without itself."""
+    index = torch.arange(labels.shape[0], device=labels.device)
+    return PairFilter(labels, labels, "same"), PairFilter(index, index, "different")
+
+
+def other_label(labels: Tensor) -> PairFilter:
+    """Keeps the negatives of rows among themselves."""
+    return PairFilter(labels, labels, "different")
 
 
 @in_graph

@@ -1,0 +1,108 @@
+"""The multi-similarity loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cl_kernels.calls import default_compute_dtype, number_tensor
+from cl_kernels.checks import as_scalar
+from cl_kernels.losses.common import Reduction, check_positive, check_reduction, logit_bound, total
+from cl_kernels.losses.epilogues import softplus
+from cl_kernels.losses.labels import labels_of, other_label, same_label
+from cl_kernels.losses.module import LossModule
+from cl_kernels.search import topk
+from cl_kernels.statistics.functions import self_logsumexp
+from cl_kernels.statistics.rows import float_rows
+
+
+def multi_similarity(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float | Tensor = 0.5,
+    mining_margin: float | None = None,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Soft maxima over a row's positives and over its negatives, each against a threshold.
+
+    ``log(1 + sum_p exp(-alpha (s_ip - base))) / alpha
+    + log(1 + sum_n exp(beta (s_in - base))) / beta`` for row i, whose positives p are the other
+    rows of its label and whose negatives n are the rows of other labels. Wang et al.,
+    "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning" (2019),
+    equation 15. Its mining, equations 9 and 10, is off by default.
+
+    Args:
+        x: Embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
+        labels: Integer labels, shape [B].
+        alpha: Scale of the positives' similarities, more than 0.
+        beta: Scale of the negatives' similarities, more than 0.
+        base: Threshold of similarities (the paper's lambda): a number, or a 0-d tensor that may
+            require grad.
+        mining_margin: Keep only negatives more similar than the least similar positive minus this
+            margin, and positives less similar than the most similar negative plus it (the paper's
+            epsilon, 0.1). A row without positives or without negatives then keeps no pair.
+        normalize: Divide rows by their length first (cosine similarity).
+        reduction: ``"mean"`` or ``"sum"`` over all rows, or ``"none"``.
+        backend: Which backend serves the call.
+
+    Returns:
+        A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
+        The term of a set of pairs that is empty is 0, and the row still counts in the mean; the
+        mean over an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+
+    Example::
+
+        loss = multi_similarity(embeddings, labels, mining_margin=0.1)
+    """
+    labels = labels_of(x, labels)
+    check_positive("alpha", alpha)
+    check_positive("beta", beta)
+    base = number_tensor(as_scalar("base", base, x), x)
+    check_reduction(reduction)
+    below = above = None
+    if mining_margin is not None:
+        margin = as_scalar("mining_margin", mining_margin, x)
+        negative, positive = _hardest(x.detach(), labels, normalize, backend)
+        below, above = negative + margin, positive - margin
+    rows = float_rows(x, normalize=normalize)
+    options = {"compute_dtype": default_compute_dtype(x), "backend": backend}
+    positives = self_logsumexp(
+        rows, -alpha, where=same_label(labels), below=below,
+        logit_bound=logit_bound(normalize, scale=alpha), **options,
+    )  # fmt: skip
+    negatives = self_logsumexp(
+        rows, beta, where=other_label(labels), above=above,
+        logit_bound=logit_bound(normalize, scale=beta), **options,
+    )  # fmt: skip
+    of_positives = softplus(positives, -alpha * base) / alpha
+    of_negatives = softplus(negatives, beta * base) / beta
+    return total(of_positives + of_negatives, reduction)
+
+
+class MultiSimilarityLoss(LossModule):
+    """``multi_similarity`` as a module: ``loss(x, labels)``.
+
+    Settings are the function's other arguments; ``base`` may be an ``nn.Parameter`` (0-d), which
+    is learned.
+    """
+
+    function = multi_similarity
+    inputs = "x", "labels"
+
+
+def _hardest(
+    x: Tensor, labels: Tensor, normalize: bool, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """Of each row's most similar negative and of its least similar positive the similarity, [B]:
+    -inf and +inf where there is none, so that nothing is below the one or above the other."""
+    settings = {"normalize": normalize, "backend": backend}
+    negative = topk(x, x, 1, where=other_label(labels), **settings)
+    positive = topk(x, x, 1, where=same_label(labels), largest=False, **settings)
+    return negative.values[:, 0], positive.values[:, 0]
