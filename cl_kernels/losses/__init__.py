@@ -1,20 +1,45 @@
 """Losses: short compositions of the streamed statistics on vectors. One file each."""
 
 from cl_kernels.losses.clip import ClipLoss, clip
+from cl_kernels.losses.decoupled import (
+    DecoupledLoss,
+    WeightedDecoupledLoss,
+    decoupled,
+    weighted_decoupled,
+)
+from cl_kernels.losses.gist import GISTLoss, gist
+from cl_kernels.losses.hard_negative import HardNegativeLoss, hard_negative
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
+from cl_kernels.losses.multiple_negatives_ranking import (
+    MultipleNegativesRankingLoss,
+    multiple_negatives_ranking,
+)
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
+from cl_kernels.losses.qwen3_embedding import Qwen3EmbeddingLoss, qwen3_embedding
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
 
 __all__ = [
     "ClipLoss",
+    "DecoupledLoss",
+    "GISTLoss",
+    "HardNegativeLoss",
     "InfoNCELoss",
+    "MultipleNegativesRankingLoss",
     "NTXentLoss",
+    "Qwen3EmbeddingLoss",
     "SigLipLoss",
     "SupConLoss",
+    "WeightedDecoupledLoss",
     "clip",
+    "decoupled",
+    "gist",
+    "hard_negative",
     "info_nce",
+    "multiple_negatives_ranking",
     "nt_xent",
+    "qwen3_embedding",
     "siglip",
     "supcon",
+    "weighted_decoupled",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from cl_kernels._precision import widest
+from cl_kernels._precision import accumulator, widest
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 
 Reduction = Literal["mean", "sum", "none"]
@@ -44,6 +47,12 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
 
 
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        *others, last = (f'"{choice}"' for choice in choices)
+        raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {value!r}")
+
+
 def inverse(temperature: float | Tensor, like: Tensor) -> float | Tensor:
     """The scale of a temperature, which may be negative but not zero, for such embeddings."""
     return as_scalar("temperature", temperature, like, inverted=True)
@@ -56,6 +65,24 @@ def logit_bound(
     if not normalize or isinstance(scale, Tensor) or isinstance(temperature, Tensor):
         return None
     return abs(scale / temperature) * 1.01  # a unit vector in bfloat16 may be longer by 2^-8
+
+
+def no_loss(rows: int, reduction: str, *inputs: float | Tensor) -> Tensor:
+    """Of rows without negatives: 0, with gradient 0."""
+    given = [x for x in inputs if isinstance(x, Tensor)]
+    dtype = accumulator(given[0])
+    none = sum((x.reshape(-1)[:0].to(dtype).sum() for x in given), given[0].new_zeros(()))
+    zero = torch.as_tensor(none).to(dtype)
+    return zero.expand(rows) if reduction == "none" else zero
+
+
+def union(sets: Sequence[Tensor]) -> Tensor:
+    """One log-sum-exp of several sets' of keys. Of rows without any key it is the least number:
+    of two that are -inf the gradient would be NaN."""
+    if len(sets) == 1:
+        return sets[0]
+    least = torch.finfo(sets[0].dtype).min
+    return reduce(torch.logaddexp, [lse.clamp_min(least) for lse in sets])
 
 
 def total(losses: Tensor, reduction: str) -> Tensor:
