@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
-from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar, as_vector, check_embeddings, check_matches
-from cl_kernels.losses import epilogues
+from cl_kernels.losses.both_sides import joint, one_way, over_both_sides
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -20,11 +19,9 @@ from cl_kernels.losses.common import (
     inverse,
     logit_bound,
     total,
-    union,
 )
+from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.module import LossModule
-from cl_kernels.pairs import PairFilter
-from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
 from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
 
@@ -105,20 +102,21 @@ def gist(
     guides = _guides(guides, rows, normalize)
     scale = inverse(temperature, like)
     ceiling = _ceiling(guides, guide_scores, margin_strategy, margin, like)
-    options = {
-        "compute_dtype": default_compute_dtype(like),
-        "logit_bound": logit_bound(normalize, temperature=temperature),
-        "backend": backend,
-    }
-    rows = {name: float_rows(x, normalize=normalize) for name, x in rows.items()}
-    sets = [_of_anchors(rows, guides, scale, ceiling, options)]
-    for name, wanted in (("anchors", contrast_anchors), ("positives", contrast_positives)):
-        if wanted:
-            guide = guides[name], guides[name], ceiling
-            not_itself = _different(len(ceiling), 0, like.device)
-            sets.append(self_logsumexp(rows[name], scale, where=not_itself, guide=guide, **options))
-    positive = pair_logits(rows["anchors"], rows["positives"], scale)
-    return total(epilogues.softplus(union(sets), positive), reduction)
+    options = {"logit_bound": logit_bound(normalize, temperature=temperature), "backend": backend}
+    pair = rows["anchors"], rows["positives"], scale
+    if contrast_anchors or contrast_positives:
+        wanted = {"first": contrast_anchors, "second": contrast_positives}
+        guide = torch.cat((guides["anchors"], guides["positives"]))
+        vectors = {"query_guide": guide, "key_guide": guide, "ceiling": ceiling.repeat(2)}
+        where = (one_way(len(like), like.device, **wanted),)
+        sets = over_both_sides(*pair, where, normalize=normalize, vectors=vectors, **options)
+        sets = sets if contrast_positives else sets[:1]
+    else:
+        sets = [_of_anchors(pair, guides, "positives", ceiling, normalize, options)]
+    if "negatives" in rows:
+        further = rows["negatives"]
+        sets.append(_of_anchors(pair, guides, "negatives", ceiling, normalize, options, further))
+    return total(joint(sets), reduction)
 
 
 class GISTLoss(LossModule):
@@ -179,28 +177,25 @@ def _ceiling(
             got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"guide_scores: expected a tensor of shape [{len(like)}], got {got}")
         scores = as_vector("guide_scores", scores, like, len(like), "anchors")
-    scores = scores.detach()
-    return scores - margin * (scores.abs() if strategy == "relative" else 1)
-
-
-def _different(count: int, further: int, device: torch.device) -> PairFilter:
-    """Drops row i's key i; ``further`` keys are all kept."""
-    index = torch.arange(count + further, device=device)
-    return PairFilter(index[:count], index, "different")
+    of_margin = scores.abs() if strategy == "relative" else 1
+    return (scores - margin * of_margin).detach()
 
 
 def _of_anchors(
-    rows: dict[str, Tensor],
+    pair: tuple[Tensor, Tensor, float | Tensor],
     guides: dict[str, Tensor],
-    scale: float | Tensor,
+    keys: str,
     ceiling: Tensor,
+    normalize: bool,
     options: dict[str, Any],
+    further: Tensor | None = None,
 ) -> Tensor:
-    """Log-sum-exp of each anchor over the positives of others and further negatives, [B]."""
-    keys, guide_keys = rows["positives"], guides["positives"]
-    if "negatives" in rows:
-        keys = torch.cat((keys, rows["negatives"]))
-        guide_keys = torch.cat((guide_keys, guides["negatives"]))
-    where = _different(len(ceiling), len(keys) - len(ceiling), keys.device)
-    guide = guides["anchors"], guide_keys, ceiling
-    return row_logsumexp(rows["anchors"], keys, scale, where=where, guide=guide, **options)
+    """Log-sum-exp of each anchor over the positives of others, or over the negatives, less the
+    logit of its positive, [B]."""
+    vectors = {
+        "query_guide": guides["anchors"],
+        "key_guide": guides[keys],
+        "ceiling": ceiling,
+    }
+    recipe = Recipe("row_logsumexp", "difference", normalize, in_batch=further is None)
+    return contrast(recipe, *pair, (), further, reduction="none", vectors=vectors, **options)

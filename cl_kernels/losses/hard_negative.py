@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_number
-from cl_kernels.calls import default_compute_dtype
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -20,9 +19,9 @@ from cl_kernels.losses.common import (
     no_loss,
     total,
 )
+from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.module import LossModule
-from cl_kernels.pairs import PairFilter
-from cl_kernels.statistics.functions import self_logsumexp
+from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
 
 
@@ -80,25 +79,20 @@ def hard_negative(
     if B < 2:
         return no_loss(2 * B, reduction, view_0, view_1, scale)
 
-    rows = float_rows(torch.cat((view_0, view_1)), normalize=normalize)  # [2B, D]
-    image = torch.arange(B, device=rows.device).repeat(2)
-    options = {
-        "where": PairFilter(image, image, "different"),
-        "compute_dtype": default_compute_dtype(view_0),
-        "backend": backend,
-    }
-
-    def logsumexp(factor: float) -> Tensor:
+    def against(factor: float) -> Tensor:
+        """Log-sum-exp over negatives at ``factor * scale``, less the positive's logit, [2B]."""
         bound = logit_bound(normalize, scale=factor, temperature=temperature)
-        return self_logsumexp(rows, factor * scale, logit_bound=bound, **options)
+        options = {"logit_bound": bound, "reduction": "none", "backend": backend}
+        recipe = Recipe("self_logsumexp", "difference", normalize)
+        return contrast(recipe, view_0, view_1, factor * scale, **options)
 
     count = math.log(2 * B - 2)
-    positive = scale * (rows * rows.roll(B, 0)).sum(1)
-    negatives = logsumexp(1 + beta) - positive
+    negatives = against(1 + beta)
     if beta > 0:
-        negatives = negatives - logsumexp(beta) + count
+        negatives = negatives - against(beta) + count
     if tau_plus > 0:
-        floor = count - abs(scale) - positive
+        rows = (float_rows(view, normalize=normalize) for view in (view_0, view_1))
+        floor = (count - abs(scale) - pair_logits(*rows, scale)).repeat(2)
         negatives = _debiased(negatives, math.log(tau_plus) + count, tau_plus, floor)
     return total(F.softplus(negatives, threshold=40), reduction)
 

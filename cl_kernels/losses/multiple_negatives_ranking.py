@@ -13,6 +13,7 @@ from cl_kernels._numbers import check_number
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses import epilogues
+from cl_kernels.losses.both_sides import joint, over_both_sides
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -122,6 +123,13 @@ def multiple_negatives_ranking(
             reduction=reduction,
             backend=backend,
         )
+    if len(chosen) == len(_DIRECTIONS) and plain and hard is None:
+        where = () if ids is None else (PairFilter(ids.repeat(2), ids.repeat(2), "different"),)
+        bound = logit_bound(normalize, scale=scale)
+        options = {"normalize": normalize, "logit_bound": bound, "backend": backend}
+        sets = over_both_sides(anchors, positives, scale, where, **options)
+        # The positive is in the denominator again, by "doc_to_query".
+        return total(joint([*sets, torch.zeros_like(sets[0])]), reduction)
     batch = _Batch.of(anchors, positives, hard, ids, scale, normalize, backend)
     negatives = batch.negatives(chosen, in_batch, own)
     positive = pair_logits(batch.queries, batch.docs, scale)

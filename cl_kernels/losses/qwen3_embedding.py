@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
-from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
-from cl_kernels.losses import epilogues
+from cl_kernels.losses.both_sides import joint, one_way, over_both_sides
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -19,12 +16,11 @@ from cl_kernels.losses.common import (
     inverse,
     logit_bound,
     total,
-    union,
 )
+from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.module import LossModule
 from cl_kernels.pairs import PairFilter
-from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
 from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
 
@@ -87,27 +83,28 @@ def qwen3_embedding(
     check_reduction(reduction)
     scale = inverse(temperature, query)
     margin = None if margin is None else as_scalar("margin", margin, query)
-    index = torch.arange(query.shape[0], device=query.device)
-    ids = index if ids is None else as_labels("ids", ids, query, "query")
-
-    options: dict[str, Any] = {
-        "where": PairFilter(ids, ids, "different"),
-        "compute_dtype": default_compute_dtype(query),
-        "logit_bound": logit_bound(normalize, temperature=temperature),
-        "backend": backend,
-    }
-    queries, docs = (float_rows(x, normalize=normalize) for x in (query, positive))
-    similarity = pair_logits(queries, docs)  # [B]
-    bound = None if margin is None else similarity.detach() + margin
-    sets = [
-        row_logsumexp(queries, docs, scale, below=bound, **options),
-        self_logsumexp(queries, scale, below=bound, **options),
-        self_logsumexp(docs, scale, below=bound, **options),
-    ]
+    bound = None if margin is None else _bound(query, positive, margin, normalize)
+    where = [one_way(len(query), query.device)]
+    if ids is not None:
+        ids = as_labels("ids", ids, query, "query").repeat(2)
+        where.append(PairFilter(ids, ids, "different"))
+    options = {"logit_bound": logit_bound(normalize, temperature=temperature), "backend": backend}
+    sets = over_both_sides(
+        query,
+        positive,
+        scale,
+        tuple(where),
+        normalize=normalize,
+        vectors={} if bound is None else {"below": bound.repeat(2)},
+        **options,
+    )
     if negatives is not None:
-        own = float_rows(negatives.flatten(0, 1), normalize=normalize).view(negatives.shape)
-        sets.append(_own(queries, own, scale, bound if mask_negatives else None))
-    return total(epilogues.softplus(union(sets), scale * similarity), reduction)
+        counted = _below(query, negatives, bound if mask_negatives else None, normalize)
+        recipe = Recipe("row_logsumexp", "difference", normalize, in_batch=False)
+        own = negatives.flatten(0, 1), counted
+        lse = contrast(recipe, query, positive, scale, (), *own, reduction="none", **options)
+        sets.append(lse)
+    return total(joint(sets), reduction)
 
 
 class Qwen3EmbeddingLoss(LossModule):
@@ -130,13 +127,18 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> None:
     check_same_rows("negatives", negatives, "query", query)
 
 
-def _own(queries: Tensor, negatives: Tensor, scale: float | Tensor, bound: Tensor | None) -> Tensor:
-    """Log-sum-exp over each query's own negatives below its bound, [B]; the least number if there
-    are none, which has no gradient."""
-    similarity = torch.matmul(negatives, queries.unsqueeze(-1)).squeeze(-1)  # [B, K]
-    logits = scale * similarity
-    least = torch.finfo(logits.dtype).min
-    if bound is not None:
-        logits = logits.masked_fill(similarity >= bound[:, None], least)
-    nothing = logits.new_full((len(logits), 1), least)
-    return torch.cat((logits, nothing), 1).logsumexp(1)
+@torch.no_grad()
+def _bound(query: Tensor, positive: Tensor, margin: float | Tensor, normalize: bool) -> Tensor:
+    """How similar a negative may be to each query or document, [B]."""
+    rows = (float_rows(x, normalize=normalize) for x in (query, positive))
+    return pair_logits(*rows) + margin
+
+
+@torch.no_grad()
+def _below(query: Tensor, negatives: Tensor, bound: Tensor | None, normalize: bool) -> Tensor:
+    """Which of each query's own negatives are less similar than its bound, bool [B, K]."""
+    if bound is None:
+        return negatives.new_ones(negatives.shape[:2], dtype=torch.bool)
+    rows = float_rows(negatives.flatten(0, 1), normalize=normalize).view(negatives.shape)
+    similarity = torch.matmul(rows, float_rows(query, normalize=normalize).unsqueeze(-1))
+    return similarity.squeeze(-1) < bound[:, None]
