@@ -195,7 +195,7 @@ def gist(
     reduction="mean",
 ):
     given = {"a": (anchors, guide_anchors), "p": (positives, guide_positives)}
-    if negatives is not None:
+    if negatives is not None and guide_negatives is not None:
         given["n"] = negatives, guide_negatives
     x = {name: rows(of_model, normalize) for name, (of_model, _) in given.items()}
     g = {name: rows(of_guide.detach(), normalize) for name, (_, of_guide) in given.items()}

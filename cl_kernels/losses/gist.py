@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
-from cl_kernels.checks import as_scalar, as_vector, check_embeddings, check_matches
+from cl_kernels._precision import accumulator
+from cl_kernels.checks import as_bound, as_scalar, as_vector, check_embeddings, check_matches
 from cl_kernels.losses.both_sides import joint, one_way, over_both_sides
 from cl_kernels.losses.common import (
     Reduction,
@@ -152,11 +153,9 @@ def _guides(
                 f"guide_{name}: expected the device of {name}, {rows[name].device}, "
                 f"got {guide.device}"
             )
-    of_float64 = rows["anchors"].dtype == torch.float64
+    dtype = accumulator(rows["anchors"])
     return {
-        name: float_rows(
-            guide.detach().double() if of_float64 else guide.detach(), normalize=normalize
-        )
+        name: float_rows(guide.detach().to(dtype), normalize=normalize)
         for name, guide in guides.items()
     }
 
@@ -170,6 +169,7 @@ def _ceiling(
 ) -> Tensor:
     """Up to which of the guide's similarities a row's pairs are kept, [B]."""
     margin = as_scalar("margin", margin, like)
+    name = "guide_anchors" if scores is None else "guide_scores"
     if scores is None:
         scores = pair_logits(guides["anchors"], guides["positives"])
     else:
@@ -178,7 +178,9 @@ def _ceiling(
             raise ValueError(f"guide_scores: expected a tensor of shape [{len(like)}], got {got}")
         scores = as_vector("guide_scores", scores, like, len(like), "anchors")
     of_margin = scores.abs() if strategy == "relative" else 1
-    return (scores - margin * of_margin).detach()
+    ceiling = as_bound(name, (scores - margin * of_margin).detach(), like)
+    assert ceiling is not None
+    return ceiling
 
 
 def _of_anchors(

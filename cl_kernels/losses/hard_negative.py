@@ -91,8 +91,8 @@ def hard_negative(
     if beta > 0:
         negatives = negatives - against(beta) + count
     if tau_plus > 0:
-        rows = (float_rows(view, normalize=normalize) for view in (view_0, view_1))
-        floor = (count - abs(scale) - pair_logits(*rows, scale)).repeat(2)
+        first, second = (float_rows(view, normalize=normalize) for view in (view_0, view_1))
+        floor = (count - abs(scale) - pair_logits(first, second, scale)).repeat(2)
         negatives = _debiased(negatives, math.log(tau_plus) + count, tau_plus, floor)
     return total(F.softplus(negatives, threshold=40), reduction)
 

@@ -277,6 +277,9 @@ class _Batch(NamedTuple):
 
     def _of(self, rows: Tensor, keys: Tensor, stretch: float | Tensor = 1.0) -> dict[str, Any]:
         """Options of a statistic of the pairs of different ids."""
-        ids = [self.ids.repeat(len(x) // max(len(self.ids), 1)) for x in (rows, keys)]
+        query_ids, key_ids = (
+            self.ids.repeat(len(x) // max(len(self.ids), 1)) for x in (rows, keys)
+        )
+        where = PairFilter(query_ids, key_ids, "different")
         bound = logit_bound(self.normalize, scale=self.scale * stretch)
-        return {**self.options, "where": PairFilter(*ids, "different"), "logit_bound": bound}
+        return {**self.options, "where": where, "logit_bound": bound}
