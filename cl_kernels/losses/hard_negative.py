@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_number
+from cl_kernels.checks import as_factor
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -44,8 +45,8 @@ def hard_negative(
 
     A row has N = 2B - 2 negatives, all rows of other images. Their sum of ``exp(logit)`` becomes
     N times its mean under weights ``exp(beta * logit)``; from it ``tau_plus * N * exp(positive)``
-    is taken, and the rest divided by ``1 - tau_plus``, but it stays at least
-    ``N * exp(-1 / temperature)``, what unit vectors leave. All of it is computed in logarithms.
+    is taken; the rest is divided by ``1 - tau_plus`` and is at least ``N * exp(-1 / temperature)``,
+    the least that unit vectors can sum to. All of it is computed in logarithms.
 
     Args:
         view_0: Embeddings of one view, shape [B, D]. float32, float16, bfloat16 or float64.
@@ -86,7 +87,7 @@ def hard_negative(
         recipe = Recipe("self_logsumexp", "difference", normalize)
         return contrast(recipe, view_0, view_1, factor * scale, **options)
 
-    count = math.log(2 * B - 2)
+    count = as_factor(2 * B - 2, view_0).log()
     negatives = against(1 + beta)
     if beta > 0:
         negatives = negatives - against(beta) + count
@@ -117,7 +118,7 @@ def _check_shape_of_weights(beta: float, tau_plus: float) -> None:
         raise ValueError(f"tau_plus: expected at least 0 and below 1, got {tau_plus}")
 
 
-def _debiased(negatives: Tensor, false: float, tau_plus: float, floor: Tensor) -> Tensor:
+def _debiased(negatives: Tensor, false: Tensor, tau_plus: float, floor: Tensor) -> Tensor:
     """``log max((exp(negatives) - exp(false)) / (1 - tau_plus), exp(floor))``: without overflow,
     since only the ratio of the two is an exponential."""
     gap = false - negatives
