@@ -1,6 +1,7 @@
 """The wider family of losses: each with inputs of its own, and its textbook form beside it."""
 
-from catalogue.family import labels, metric
+from catalogue.family import labels, metric, pairs
 from catalogue.family.case import FamilyCase
 
-FAMILY: dict[str, FamilyCase] = {case.name: case for case in (*labels.CASES, *metric.CASES)}
+GROUPS = labels, pairs, metric
+FAMILY: dict[str, FamilyCase] = {case.name: case for group in GROUPS for case in group.CASES}

@@ -1,35 +1,60 @@
 """Losses: short compositions of the streamed statistics on vectors. One file each."""
 
 from cl_kernels.losses.clip import ClipLoss, clip
+from cl_kernels.losses.decoupled import (
+    DecoupledLoss,
+    WeightedDecoupledLoss,
+    decoupled,
+    weighted_decoupled,
+)
+from cl_kernels.losses.gist import GISTLoss, gist
+from cl_kernels.losses.hard_negative import HardNegativeLoss, hard_negative
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
 from cl_kernels.losses.mega_batch_margin import MegaBatchMarginLoss, mega_batch_margin
 from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_similarity
+from cl_kernels.losses.multiple_negatives_ranking import (
+    MultipleNegativesRankingLoss,
+    multiple_negatives_ranking,
+)
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.pairwise_contrastive import PairwiseContrastiveLoss, pairwise_contrastive
 from cl_kernels.losses.proxy_anchor import ProxyAnchorLoss, proxy_anchor
+from cl_kernels.losses.qwen3_embedding import Qwen3EmbeddingLoss, qwen3_embedding
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
 from cl_kernels.losses.triplet import TripletLoss, triplet
 
 __all__ = [
     "ClipLoss",
+    "DecoupledLoss",
+    "GISTLoss",
+    "HardNegativeLoss",
     "InfoNCELoss",
     "MegaBatchMarginLoss",
     "MultiSimilarityLoss",
+    "MultipleNegativesRankingLoss",
     "NTXentLoss",
     "PairwiseContrastiveLoss",
     "ProxyAnchorLoss",
+    "Qwen3EmbeddingLoss",
     "SigLipLoss",
     "SupConLoss",
     "TripletLoss",
+    "WeightedDecoupledLoss",
     "clip",
+    "decoupled",
+    "gist",
+    "hard_negative",
     "info_nce",
     "mega_batch_margin",
     "multi_similarity",
+    "multiple_negatives_ranking",
     "nt_xent",
     "pairwise_contrastive",
     "proxy_anchor",
+    "qwen3_embedding",
     "siglip",
     "supcon",
     "triplet",
+    "weighted_decoupled",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -113,6 +114,24 @@ def weighted_total(losses: Tensor, weights: Tensor | None, reduction: str) -> Te
         return weighted
     weight = weights.sum()
     return weighted / torch.where(weight == 0, 1, weight)
+
+
+def no_loss(rows: int, reduction: str, *inputs: float | Tensor) -> Tensor:
+    """Of rows without negatives: 0, with gradient 0."""
+    given = [x for x in inputs if isinstance(x, Tensor)]
+    dtype = accumulator(given[0])
+    none = sum((x.reshape(-1)[:0].to(dtype).sum() for x in given), given[0].new_zeros(()))
+    zero = torch.as_tensor(none).to(dtype)
+    return zero.expand(rows) if reduction == "none" else zero
+
+
+def union(sets: Sequence[Tensor]) -> Tensor:
+    """One log-sum-exp of several sets' of keys. Of rows without any key it is the least number:
+    of two that are -inf the gradient would be NaN."""
+    if len(sets) == 1:
+        return sets[0]
+    least = torch.finfo(sets[0].dtype).min
+    return reduce(torch.logaddexp, [lse.clamp_min(least) for lse in sets])
 
 
 def total(losses: Tensor, reduction: str) -> Tensor:

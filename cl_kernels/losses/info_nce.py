@@ -12,6 +12,7 @@ from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
     as_weights,
+    check_choice,
     check_reduction,
     check_same_rows,
     check_smoothing,
@@ -103,8 +104,7 @@ def info_nce(
             query=query, positive_key=positive_key, negative_keys=negative_keys
         )
     index, lists = _as_target(target, query, positive_key)
-    if positives not in ("outside", "inside", "pairs"):
-        raise ValueError(f'positives: expected "outside", "inside" or "pairs", got {positives!r}')
+    check_choice("positives", positives, ("outside", "inside", "pairs"))
     counted = _counted(negative_mask, negative_keys)
     if in_batch_negatives is None:
         in_batch_negatives = negative_keys is None

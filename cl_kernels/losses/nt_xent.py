@@ -16,6 +16,7 @@ from cl_kernels.losses.common import (
     inverse,
     logit_bound,
     total,
+    union,
 )
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.epilogues import softplus
@@ -95,7 +96,7 @@ def nt_xent(
     if further is not None:
         keys = float_rows(further, normalize=normalize)
         of_keys = row_logsumexp(rows, keys, scale, where=further_filters, **settings)
-        negatives = torch.logaddexp(negatives, of_keys)
+        negatives = union((negatives, of_keys))
     return total(_of_views(grouped, 1 if many else 0, scale, negatives), reduction)
 
 

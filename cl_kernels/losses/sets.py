@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.csr import CSR
 from cl_kernels.losses import epilogues
-from cl_kernels.losses.common import weighted_total
+from cl_kernels.losses.common import union, weighted_total
 from cl_kernels.losses.hardest import Negatives, hardest_logsumexp, logsumexp_of, own_similarity
 from cl_kernels.losses.labels import segment_logsumexp, total_of
 from cl_kernels.pairs import PairFilter
@@ -135,7 +134,7 @@ def _negatives(batch: Batch, hardest: int | None, logit_bound, statistic) -> Ten
             parts.append(_further(batch, batch.negative_keys, statistic))
     if not parts:
         return batch.query.new_full(batch.query.shape[:1], -torch.inf)
-    return reduce(torch.logaddexp, parts)
+    return union(parts)
 
 
 def _shared(batch: Batch, keys: Tensor, where, key_bias: Tensor | None, statistic) -> Tensor:

@@ -12,7 +12,14 @@ from cl_kernels._numbers import check_flag
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 from cl_kernels.csr import CSR, Lists, as_csr
-from cl_kernels.losses.common import Reduction, check_reduction, inverse, logit_bound
+from cl_kernels.losses.common import (
+    Reduction,
+    check_choice,
+    check_reduction,
+    inverse,
+    logit_bound,
+    union,
+)
 from cl_kernels.losses.labels import (
     as_labels,
     listed_similarity,
@@ -79,8 +86,7 @@ def supcon(
     if keys is not None:
         check_embeddings("keys", keys)
         x, keys = as_alike(x=x, keys=keys)
-    if positives not in ("outside", "inside"):
-        raise ValueError(f'positives: expected "outside" or "inside", got {positives!r}')
+    check_choice("positives", positives, ("outside", "inside"))
     check_reduction(reduction)
     in_batch = keys is None if in_batch is None else in_batch
     check_flag("in_batch", in_batch)
@@ -94,14 +100,14 @@ def supcon(
         "backend": backend,
     }
     sets = _compared(x, labels, keys, key_labels, in_batch, normalize)
-    lse = reduce(torch.logaddexp, [s.logsumexp(scale, options) for s in sets])
+    lse = union([s.logsumexp(scale, options) for s in sets])
     count = reduce(torch.add, [s.positives.counts() for s in sets])
     if positives == "outside":
         similarity = reduce(torch.add, [s.positives.similarity(s) for s in sets])
         of_positives = scale * similarity / count.clamp_min(1)
     else:
         listed = [s.positives.logsumexp(s, scale, options) for s in sets]
-        of_positives = reduce(torch.logaddexp, listed) - count.clamp_min(1).to(lse.dtype).log()
+        of_positives = union(listed) - count.clamp_min(1).to(lse.dtype).log()
     counted = count > 0
     # An anchor without a positive may be alone: its log-sum-exps are -inf.
     losses = lse - (

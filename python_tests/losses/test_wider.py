@@ -222,3 +222,20 @@ def test_eager_forms_compute_the_same(loss, option):
     truth = case.textbook(first, second, **scale, **options)
     torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
     assert getattr(eager, case.name) is case.eager
+
+
+def test_no_negative_in_any_of_two_sets(backend):
+    """Of two empty sets the union has no gradient, and no NaN."""
+    x, queue = unit_rows(4, D).requires_grad_(), unit_rows(3, D).requires_grad_()
+    nobody = PairFilter([0] * 4, [0] * 4, "different")
+    of_queue = PairFilter([0] * 4, [0] * 3, "different")
+    views_of = PairFilter([0] * 8, [0] * 8, "different")
+    views_of_queue = PairFilter([0] * 8, [0] * 3, "different")
+    further = {"negative_keys": queue, "backend": backend}
+    for loss in (
+        info_nce(x, x, where=nobody, negative_where=of_queue, in_batch_negatives=True, **further),
+        nt_xent(x, x, where=views_of, negative_where=views_of_queue, **further),
+    ):
+        assert loss == 0
+        for grad in torch.autograd.grad(loss, (x, queue)):
+            assert (grad == 0).all()
