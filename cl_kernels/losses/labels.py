@@ -118,10 +118,11 @@ def total_of(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:
     return losses.sum() / counted.sum().clamp_min(1) if reduction == "mean" else losses.sum()
 
 
-def segment_logsumexp(logits: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Of the logits of each row; 0 of none, which is nobody's loss."""
+def segment_logsumexp(logits: Tensor, rows: Tensor, count: int, *, empty: float = 0.0) -> Tensor:
+    """Of the logits of each row, [count]; ``empty`` of none, without a gradient."""
     top = logits.new_full((count,), -torch.inf)
     top = top.scatter_reduce(0, rows, logits.detach(), "amax")
     top = torch.where(top == -torch.inf, 0, top)
     total = top.new_zeros(count).index_add(0, rows, (logits - top.index_select(0, rows)).exp())
-    return top + torch.where(total > 0, total, 1).log()
+    some = total > 0
+    return torch.where(some, top + torch.where(some, total, 1).log(), empty)

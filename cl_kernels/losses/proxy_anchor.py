@@ -9,7 +9,7 @@ from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import as_scalar, check_indices
 from cl_kernels.losses.common import as_inputs, check_positive, logit_bound
 from cl_kernels.losses.epilogues import softplus
-from cl_kernels.losses.labels import as_labels
+from cl_kernels.losses.labels import as_labels, segment_logsumexp
 from cl_kernels.losses.own_weight import LossWithWeight
 from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.functions import row_logsumexp
@@ -60,7 +60,7 @@ def proxy_anchor(
     threshold = -alpha * number_tensor(as_scalar("margin", margin, x), x)
     rows, anchors = (float_rows(each, normalize=normalize) for each in (x, proxies))
     similarity = (rows * anchors.index_select(0, labels)).sum(1)
-    positives = _logsumexp_by_class(-alpha * similarity, labels, C)
+    positives = segment_logsumexp(-alpha * similarity, labels, C, empty=-torch.inf)
     classes = torch.arange(C, device=x.device)
     negatives = row_logsumexp(
         anchors,
@@ -94,13 +94,3 @@ class ProxyAnchorLoss(LossWithWeight):
     inputs = "x", "labels", "proxies"
     learned = "proxies"
     initialise = _kaiming
-
-
-def _logsumexp_by_class(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Of each class's rows, [C]; -inf for a class without any."""
-    empty = logits.new_full((classes,), -torch.inf)
-    largest = empty.scatter_reduce(0, labels, logits.detach(), "amax")
-    shift = largest.masked_fill(largest == -torch.inf, 0)
-    sums = torch.zeros_like(empty).index_add(0, labels, (logits - shift[labels]).exp())
-    some = sums > 0
-    return torch.where(some, torch.where(some, sums, 1).log() + shift, -torch.inf)

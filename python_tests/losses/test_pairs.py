@@ -21,7 +21,6 @@ NAMES = [
 ]
 EVERY = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 each_loss = pytest.mark.parametrize("case", [FAMILY[name] for name in NAMES], ids=NAMES)
-of_views = pytest.mark.parametrize("loss", VIEWS, ids=lambda f: f.__name__)
 
 
 def trained(*shape):
