@@ -46,20 +46,23 @@ class LossModule(nn.Module):
     function: ClassVar[Callable[..., Any]]
     inputs: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()  # of a call, by name
-    __signature__: ClassVar[Signature]
+    _accepted: ClassVar[Signature]  # settings
+    __signature__: ClassVar[Signature]  # all that the constructor takes
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
+        if not hasattr(cls, "function"):  # a kind of losses, none itself
+            return
         of_call = cls.inputs + cls.options
         parameters = signature(cls.function).parameters.values()
         settings = [_as_setting(p) for p in parameters if p.name not in of_call]
         settings.sort(key=lambda p: p.kind)  # what may be given by position comes first
-        cls.__signature__ = Signature(settings)
+        cls._accepted = cls.__signature__ = Signature(settings)
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__()
         try:
-            bound = self.__signature__.bind(*arguments, **settings)
+            bound = self._accepted.bind(*arguments, **settings)
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
