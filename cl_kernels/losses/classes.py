@@ -7,7 +7,7 @@ are a few blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from cl_kernels import _recording
 from cl_kernels._dispatch import choose
 from cl_kernels._ops import define_overloads, new_like, overload
-from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import Call, note_call, number_tensor, request_of
@@ -84,17 +83,16 @@ def _against(rows, weight, target, scale, normalize, compute_dtype, logit_bound,
     given = normalize, compute_dtype, logit_bound
     trained = any(x.requires_grad for x in (rows, weight, scale))
     if not (torch.is_grad_enabled() and trained):
-        return overload("contrast_classes", backend)(*inputs, *given)
+        return overload("contrast_classes", backend)(*inputs, *given)[:2]
     return differentiable(_Against, *inputs, given, backend)
 
 
 class _Against(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query, weight, target, scale, given, backend):
-        negatives, positives = overload("contrast_classes", backend)(
-            query, weight, target, scale, *given
-        )
-        ctx.save_for_backward(negatives, query, weight, target, scale)
+        compute = overload("contrast_classes", backend)
+        negatives, positives, *kept = compute(query, weight, target, scale, *given)
+        ctx.save_for_backward(negatives, *kept, query, weight, target, scale)
         ctx.given, ctx.backend = given, backend
         return negatives, positives
 
@@ -113,10 +111,11 @@ class _Against(torch.autograd.Function):
 
 
 class _Block(NamedTuple):
-    """Some of the classes, from one up to another."""
+    """Some of the classes, from one up to another; or all."""
 
     first: int
     last: int
+    is_all: bool
 
     def rows(self, weight: Tensor, normalize: bool) -> Rows:
         return Rows.of((weight[self.first : self.last],), normalize)
@@ -127,78 +126,89 @@ class _Block(NamedTuple):
         return Call(Pairs().without(target, classes), compute_dtype, logit_bound)
 
     def add_positives(self, grad_rows: Tensor, grad_positives: Tensor, target: Tensor) -> None:
-        inside = (self.first <= target) & (target < self.last)
-        place = (target - self.first).clamp(0, len(grad_rows) - 1)
-        grad_rows.index_add_(0, place, grad_positives.masked_fill(~inside[:, None], 0))
+        if not self.is_all:
+            inside = (self.first <= target) & (target < self.last)
+            target = (target - self.first).clamp(0, len(grad_rows) - 1)
+            grad_positives = grad_positives.masked_fill(~inside[:, None], 0)
+        grad_rows.index_add_(0, target, grad_positives)
 
 
-def _blocks(weight: Tensor) -> Iterator[_Block]:
+def _blocks(weight: Tensor) -> list[_Block]:
     count, width = weight.shape
     size = max(-(-count // _MOST_BLOCKS), _SMALLEST_BLOCK // width, 1)
-    for first in range(0, count, size):
-        yield _Block(first, min(first + size, count))
+    starts = range(0, max(count, 1), size)
+    return [_Block(first, min(first + size, count), len(starts) == 1) for first in starts]
 
 
 def _statistics(
     backend: str, query, weight, target, scale, normalize, *options
-) -> tuple[Tensor, Tensor]:
-    negatives = query.new_full(query.shape[:1], -torch.inf)
-    for block in _blocks(weight):
-        rows, call = block.rows(weight, normalize).rows, block.call(target, *options)
-        (some,) = forward(_LOGSUMEXP, backend, query, rows, scale, call)
-        negatives = _LOGSUMEXP.fold.union(negatives, some)
-    return negatives, Rows.of((weight.index_select(0, target),), normalize).rows
+) -> tuple[Tensor, ...]:
+    """Negatives and positives; and the rows of a single block with their norms, which are kept."""
+    blocks, found = _blocks(weight), []
+    for block in blocks:
+        rows, norm = block.rows(weight, normalize)
+        found.extend(forward(_LOGSUMEXP, backend, query, rows, scale, block.call(target, *options)))
+    negatives = reduce(_LOGSUMEXP.fold.union, found)
+    if len(blocks) == 1 and norm is not None:
+        return negatives, rows.index_select(0, target), rows, norm
+    positives = Rows.of((weight.index_select(0, target),), normalize).rows
+    return negatives, positives, query.new_empty(0), query.new_empty(0)
 
 
 def _gradients(
-    backend: str, grad, grad_positives, negatives, query, weight, target, scale, normalize,
-    *arguments,
+    backend: str, grad, grad_positives, negatives, rows, norm, query, weight, target, scale,
+    normalize, *arguments,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     *options, (needs_query, needs_weight, needs_scale) = arguments
-    by_query = needs_query or (needs_scale and not needs_weight)
-    grad_query = torch.zeros_like(query) if by_query else query.new_empty(0)
+    wanted = needs_query or (needs_scale and not needs_weight), needs_weight, False, False
+    of_query, of_scale = [], []
     grad_weight = torch.empty_like(weight) if needs_weight else weight.new_empty(0)
-    grad_scale = torch.zeros_like(scale)
     for block in _blocks(weight):
-        rows = block.rows(weight, normalize)
+        of_block = Rows(rows, norm) if len(rows) else block.rows(weight, normalize)
         found = backward(
-            _LOGSUMEXP, backend, [grad], [negatives], query, rows.rows, scale,
-            block.call(target, *options), (by_query, needs_weight, False, False),
+            _LOGSUMEXP, backend, [grad], [negatives], query, of_block.rows, scale,
+            block.call(target, *options), wanted,
         )  # fmt: skip
-        grad_scale += found.scale
-        if by_query:
-            grad_query += found.query
+        of_query.append(found.query)
+        of_scale.append(found.scale)
         if needs_weight:
             block.add_positives(found.key, grad_positives, target)
-            grad_weight[block.first : block.last] = rows.gradient(found.key)
-    return grad_query, grad_weight, grad_scale
+            grad_weight[block.first : block.last] = of_block.gradient(found.key)
+    return reduce(torch.add, of_query), grad_weight, reduce(torch.add, of_scale)
 
 
-def _statistics_fake(query, *_):
-    return new_like(query, query.shape[0]), new_like(query, *query.shape)
+def _statistics_fake(query, weight, target, scale, normalize, *_):
+    rows, width = query.shape
+    kept = normalize and len(_blocks(weight)) == 1
+    return (
+        new_like(query, rows),
+        new_like(query, rows, width),
+        new_like(query, *(weight.shape if kept else (0,))),
+        new_like(query, *((weight.shape[0], 1) if kept else (0,))),
+    )
 
 
-def _gradients_fake(grad, grad_positives, negatives, query, weight, *arguments):
+def _gradients_fake(grad, grad_positives, negatives, rows, norm, query, weight, *arguments):
     needs_query, needs_weight, needs_scale = arguments[-1]
     by_query = needs_query or (needs_scale and not needs_weight)
     return (
-        torch.empty_like(query) if by_query else query.new_empty(0),
-        torch.empty_like(weight) if needs_weight else weight.new_empty(0),
-        query.new_empty((), dtype=accumulator(query)),
+        new_like(query, *(query.shape if by_query else (0,))),
+        weight.new_empty(weight.shape if needs_weight else 0),
+        new_like(query),
     )
 
 
 define_overloads(
     "contrast_classes",
-    f"({_INPUTS}) -> (Tensor, Tensor)",
+    f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _statistics_fake,
     _statistics,
     composed=True,
 )
 define_overloads(
     "contrast_classes_backward",
-    f"(Tensor grad, Tensor grad_positives, Tensor negatives, {_INPUTS}, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor grad_positives, Tensor negatives, Tensor rows, Tensor norm,"
+    f" {_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
     _gradients_fake,
     _gradients,
     composed=True,
