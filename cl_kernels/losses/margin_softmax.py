@@ -11,8 +11,7 @@ from torch import Tensor
 from cl_kernels._numbers import check_flag, check_number
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar, check_indices
-from cl_kernels.losses import epilogues
-from cl_kernels.losses.classes import against_classes
+from cl_kernels.losses.classes import Margin, contrast_classes
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -22,7 +21,6 @@ from cl_kernels.losses.common import (
     total,
 )
 from cl_kernels.losses.own_weight import LossWithWeight
-from cl_kernels.statistics.rows import float_rows
 
 
 def margin_softmax(
@@ -48,9 +46,9 @@ def margin_softmax(
     held, nor is a normalised copy of the weight.
 
     Beyond pi the cosine rises again, so where ``m1 * theta + m2 > pi`` it gives way to
-    ``cos(theta) - d``: ``d = m2 * sin(m2)`` as in ArcFace's own code for ``m1 = 1``; in general
-    ``max(a sin(a), 1 - cos(a))``, where a is pi minus the largest theta that is not beyond. The
-    loss then always falls as the row turns to its class.
+    ``cos(theta) - max(a * sin(a), 1 - cos(a))``, a being pi minus the largest theta that is not
+    beyond: the loss always falls as a row turns to its class. For ``m1 = 1`` and ``m2`` up to 2.33
+    that is ``cos(theta) - m2 * sin(m2)``, as in ArcFace's own code.
 
     Args:
         x: Embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
@@ -90,20 +88,18 @@ def margin_softmax(
     target = target.long().contiguous()
     if sample is not None:
         weight, target = _sampled(weight, target, sample, generator)
-    scale = as_scalar("scale", scale, x)
-    rows = float_rows(x, normalize=normalize)
-    negatives, positives = against_classes(
-        rows,
+    losses = contrast_classes(
+        x,
         weight,
         target,
-        scale,
+        as_scalar("scale", scale, x),
+        Margin(float(m1), float(m2), float(m3)),
         normalize=normalize,
         compute_dtype=default_compute_dtype(x),
         logit_bound=logit_bound(normalize, scale=scale),
         backend=backend,
     )
-    positive = scale * (_shifted_cosine(rows, positives, m1, m2) - m3)
-    return total(epilogues.softplus(negatives, positive), reduction)
+    return total(losses, reduction)
 
 
 def arcface(
@@ -279,19 +275,3 @@ def _sampled(
     drawn = torch.rand(classes, generator=generator, device=weight.device)
     kept = drawn.index_fill(0, target, 2).topk(count, sorted=False).indices.sort().values
     return weight.index_select(0, kept), torch.searchsorted(kept, target)
-
-
-def _shifted_cosine(x: Tensor, y: Tensor, m1: float, m2: float) -> Tensor:
-    """``cos(m1 * theta + m2)`` of the angles of matching rows of unit length, and what goes on
-    falling where that would rise, [B]."""
-    cosine = (x * y).sum(1)
-    if m1 == 1 and m2 == 0:
-        return cosine
-    # From the cosine, small angles would be lost in rounding and their derivative infinite.
-    rounding = 8 * torch.finfo(x.dtype).eps
-    apart, facing = (torch.linalg.vector_norm(v, dim=1) for v in (x - y, x + y))
-    angle = 2 * torch.atan2(apart.clamp_min(rounding), facing.clamp_min(rounding))
-    shifted = m1 * angle + m2
-    gap = math.pi - (math.pi - m2) / m1
-    drop = max(gap * math.sin(gap), 1 - math.cos(gap))
-    return torch.where(shifted <= math.pi, shifted.cos(), cosine - drop)
