@@ -173,12 +173,14 @@ def _forward(
     """The losses and what is kept: the negatives' log-sum-exps, the positives' similarities and
     their derivatives, [3, B]; of a single block, rows and norms, which are empty otherwise."""
     query = Rows.of((x,), normalize).rows
-    blocks, found = _blocks(weight), []
-    for block in blocks:
-        rows, norm = block.rows(weight, normalize)
-        found.extend(forward(_LOGSUMEXP, backend, query, rows, scale, block.call(target, *options)))
-    if len(blocks) > 1 or norm is None:
-        rows, norm = query.new_empty(0), query.new_empty(0)
+    rows = norm = query.new_empty(0)
+    found = []
+    for block in _blocks(weight):
+        keys = block.rows(weight, normalize)
+        call = block.call(target, *options)
+        found.extend(forward(_LOGSUMEXP, backend, query, keys.rows, scale, call))
+        if block.is_all and keys.norm is not None:
+            rows, norm = keys.rows, keys.norm
     negatives = reduce(_LOGSUMEXP.fold.union, found)
     own = _own_rows(weight, rows, target, normalize)
     positive, slope = Margin(m1, m2, m3).of(query, own)

@@ -6,7 +6,7 @@ import math
 from numbers import Integral
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_kernels._numbers import check_flag, check_number
 from cl_kernels.calls import default_compute_dtype
@@ -84,7 +84,7 @@ def margin_softmax(
     check_flag("normalize", normalize)
     check_margins(m1, m2, m3, normalize)
     check_reduction(reduction)
-    check_sample(sample, weight.shape[0])
+    check_sample(sample, weight.shape[0], generator)
     target = target.long().contiguous()
     if sample is not None:
         weight, target = _sampled(weight, target, sample, generator)
@@ -195,7 +195,12 @@ def normalized_softmax(
     )  # fmt: skip
 
 
-class MarginSoftmaxLoss(LossWithWeight):
+class _LossOfClasses(LossWithWeight):
+    inputs = "x", "target", "weight"
+    weight: nn.Parameter
+
+
+class MarginSoftmaxLoss(_LossOfClasses):
     """``margin_softmax`` with a learned weight: ``MarginSoftmaxLoss(num_classes, dim)`` is called
     ``loss(x, target)``.
 
@@ -204,29 +209,25 @@ class MarginSoftmaxLoss(LossWithWeight):
     """
 
     function = margin_softmax
-    inputs = "x", "target", "weight"
 
 
-class ArcFaceLoss(LossWithWeight):
+class ArcFaceLoss(_LossOfClasses):
     """``arcface`` with a learned weight, as ``MarginSoftmaxLoss``."""
 
     function = arcface
-    inputs = "x", "target", "weight"
 
 
-class CosFaceLoss(LossWithWeight):
+class CosFaceLoss(_LossOfClasses):
     """``cosface`` with a learned weight, as ``MarginSoftmaxLoss``."""
 
     function = cosface
-    inputs = "x", "target", "weight"
 
 
-class NormalizedSoftmaxLoss(LossWithWeight):
+class NormalizedSoftmaxLoss(_LossOfClasses):
     """``normalized_softmax`` with a learned weight, as ``MarginSoftmaxLoss``; a temperature may be
     an ``nn.Parameter`` (0-d), which is learned."""
 
     function = normalized_softmax
-    inputs = "x", "target", "weight"
 
 
 def check_finite(name: str, value: float) -> None:
@@ -253,7 +254,10 @@ def check_margins(m1: float, m2: float, m3: float, normalize: bool) -> None:
         )
 
 
-def check_sample(sample: float | None, classes: int) -> None:
+def check_sample(sample: float | None, classes: int, generator: torch.Generator | None) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        kind = type(generator).__name__
+        raise TypeError(f"generator: expected a torch.Generator, got {kind}")
     if sample is None:
         return
     check_number("sample", sample)
