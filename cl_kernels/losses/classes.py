@@ -173,7 +173,7 @@ def _forward(
     """The losses and what is kept: the negatives' log-sum-exps, the positives' similarities and
     their derivatives, [3, B]; of a single block, rows and norms, which are empty otherwise."""
     query = Rows.of((x,), normalize).rows
-    rows = norm = query.new_empty(0)
+    rows, norm = query.new_empty(0), query.new_empty(0)
     found = []
     for block in _blocks(weight):
         keys = block.rows(weight, normalize)
