@@ -1,7 +1,7 @@
 """The wider family of losses: each with inputs of its own, and its textbook form beside it."""
 
-from catalogue.family import labels, metric, pairs, views
+from catalogue.family import classes, labels, metric, pairs, views
 from catalogue.family.case import FamilyCase
 
-GROUPS = labels, views, pairs, metric
+GROUPS = labels, views, pairs, metric, classes
 FAMILY: dict[str, FamilyCase] = {case.name: case for group in GROUPS for case in group.CASES}

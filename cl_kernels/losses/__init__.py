@@ -10,6 +10,16 @@ from cl_kernels.losses.decoupled import (
 from cl_kernels.losses.gist import GISTLoss, gist
 from cl_kernels.losses.hard_negative import HardNegativeLoss, hard_negative
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
+from cl_kernels.losses.margin_softmax import (
+    ArcFaceLoss,
+    CosFaceLoss,
+    MarginSoftmaxLoss,
+    NormalizedSoftmaxLoss,
+    arcface,
+    cosface,
+    margin_softmax,
+    normalized_softmax,
+)
 from cl_kernels.losses.mega_batch_margin import MegaBatchMarginLoss, mega_batch_margin
 from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_similarity
 from cl_kernels.losses.multiple_negatives_ranking import (
@@ -25,15 +35,19 @@ from cl_kernels.losses.supcon import SupConLoss, supcon
 from cl_kernels.losses.triplet import TripletLoss, triplet
 
 __all__ = [
+    "ArcFaceLoss",
     "ClipLoss",
+    "CosFaceLoss",
     "DecoupledLoss",
     "GISTLoss",
     "HardNegativeLoss",
     "InfoNCELoss",
+    "MarginSoftmaxLoss",
     "MegaBatchMarginLoss",
     "MultiSimilarityLoss",
     "MultipleNegativesRankingLoss",
     "NTXentLoss",
+    "NormalizedSoftmaxLoss",
     "PairwiseContrastiveLoss",
     "ProxyAnchorLoss",
     "Qwen3EmbeddingLoss",
@@ -41,14 +55,18 @@ __all__ = [
     "SupConLoss",
     "TripletLoss",
     "WeightedDecoupledLoss",
+    "arcface",
     "clip",
+    "cosface",
     "decoupled",
     "gist",
     "hard_negative",
     "info_nce",
+    "margin_softmax",
     "mega_batch_margin",
     "multi_similarity",
     "multiple_negatives_ranking",
+    "normalized_softmax",
     "nt_xent",
     "pairwise_contrastive",
     "proxy_anchor",

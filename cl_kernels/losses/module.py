@@ -46,7 +46,7 @@ class LossModule(nn.Module):
     function: ClassVar[Callable[..., Any]]
     inputs: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()  # of a call, by name
-    _accepted: ClassVar[Signature]  # settings
+    _accepted: ClassVar[Signature] = Signature()  # settings
     __signature__: ClassVar[Signature]  # all that the constructor takes
 
     def __init_subclass__(cls, **arguments: Any) -> None:

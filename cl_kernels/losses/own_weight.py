@@ -50,11 +50,12 @@ class LossWithWeight(LossModule):
     ) -> None:
         super().__init__(*arguments, **settings)
         self.num_classes, self.dim = num_classes, dim
+        sizes: Any = num_classes, dim
         matrix = None
-        if num_classes is not None or dim is not None:
-            check_integer("num_classes", num_classes, 1)
-            check_integer("dim", dim, 1)
-            matrix = nn.Parameter(torch.empty(num_classes, dim, device=device, dtype=dtype))
+        if sizes != (None, None):
+            for name, size in zip(("num_classes", "dim"), sizes, strict=True):
+                check_integer(name, size, 1)
+            matrix = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
         self.register_parameter(self.learned, matrix)
         self.reset_parameters()
 
