@@ -10,12 +10,16 @@ from cl_kernels.csr import CSR
 from cl_kernels.diagnostics import doctor, explain
 from cl_kernels.grad_cache import GradCache, grad_cache_step
 from cl_kernels.losses import (
+    AnglELoss,
     ClipLoss,
+    CoSENTLoss,
     InfoNCELoss,
     NTXentLoss,
     SigLipLoss,
     SupConLoss,
+    angle,
     clip,
+    cosent,
     info_nce,
     nt_xent,
     siglip,
@@ -49,7 +53,9 @@ from cl_kernels.statistics.positives import pair_logits
 
 __all__ = [
     "CSR",
+    "AnglELoss",
     "ClipLoss",
+    "CoSENTLoss",
     "GradCache",
     "HingeSum",
     "InfoNCELoss",
@@ -61,8 +67,10 @@ __all__ = [
     "SupConLoss",
     "TopK",
     "__version__",
+    "angle",
     "clip",
     "contrast",
+    "cosent",
     "debug_checks",
     "doctor",
     "explain",

@@ -1,18 +1,23 @@
 """Losses: short compositions of the streamed statistics on vectors. One file each."""
 
 from cl_kernels.losses.clip import ClipLoss, clip
+from cl_kernels.losses.cosent import AnglELoss, CoSENTLoss, angle, cosent
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.siglip import SigLipLoss, siglip
 from cl_kernels.losses.supcon import SupConLoss, supcon
 
 __all__ = [
+    "AnglELoss",
     "ClipLoss",
+    "CoSENTLoss",
     "InfoNCELoss",
     "NTXentLoss",
     "SigLipLoss",
     "SupConLoss",
+    "angle",
     "clip",
+    "cosent",
     "info_nce",
     "nt_xent",
     "siglip",
