@@ -45,6 +45,44 @@ def angle(first: Tensor, second: Tensor, similarity: Tensor, *, scale=20.0, norm
     return _ranked(scale * ((real + imaginary).sum(1) / lengths).abs(), similarity)
 
 
+def taught(B: int, D: int) -> Arguments:
+    """A teacher of half the width, which sees what the student sees."""
+    query = torch.randn(B, D)
+    key = query + 0.5 * torch.randn(B, D)
+    teacher_query, teacher_key = (x[:, : D // 2] + 0.3 for x in (query, key))
+    return {"query": query, "key": key, "teacher_query": teacher_query, "teacher_key": teacher_key}
+
+
+def distill(
+    query: Tensor,
+    key: Tensor,
+    teacher_query: Tensor,
+    teacher_key: Tensor,
+    *,
+    temperature=0.1,
+    teacher_temperature=None,
+    divergence="kl",
+    symmetric=False,
+    normalize=True,
+    reduction="mean",
+):
+    query, key = rows(query, normalize), rows(key, normalize)
+    student = query @ key.T / temperature
+    if teacher_temperature is None:
+        teacher_temperature = temperature
+    teacher_query, teacher_key = rows(teacher_query, normalize), rows(teacher_key, normalize)
+    teacher = (teacher_query @ teacher_key.T / teacher_temperature).detach()
+
+    def along(dim):
+        p, log_s = teacher.softmax(dim), student.log_softmax(dim)
+        if divergence == "kl":
+            return F.kl_div(log_s, p, reduction="none").sum(dim)
+        return -(p * log_s).sum(dim)
+
+    losses = (along(1) + along(0)) / 2 if symmetric else along(1)
+    return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
+
+
 _SCORED_OPTIONS = {
     "plain": plain,
     "whole numbers": lambda B, D: {"similarity": torch.arange(B) % 7 - 3},
@@ -74,5 +112,28 @@ CASES = (
         title="AnglE: the same by an angle in complex space",
         paper="Li and Li, AnglE-optimized Text Embeddings (2023), equations 3 to 5",
         reductions=(),
+    ),
+    FamilyCase(
+        ours=cl_kernels.distill,
+        module=cl_kernels.DistillLoss,
+        textbook=distill,
+        inputs=taught,
+        options={
+            "plain": plain,
+            "cross-entropy": lambda B, D: {"divergence": "cross_entropy"},
+            "symmetric": lambda B, D: {"symmetric": True, "divergence": "cross_entropy"},
+            "further keys": lambda B, D: {
+                "key": torch.randn(3 * B, D),
+                "teacher_key": torch.randn(3 * B, D // 2),
+            },
+            "two temperatures": lambda B, D: {
+                "temperature": torch.tensor(0.2),
+                "teacher_temperature": 0.07,
+            },
+            "one learned temperature": lambda B, D: {"temperature": torch.tensor(0.2)},
+            "as they come": lambda B, D: {"normalize": False, "temperature": 9.0},
+        },
+        title="Distillation of a teacher's similarities",
+        paper="Hinton et al., Distilling the Knowledge in a Neural Network (2015), section 2",
     ),
 )

@@ -2,6 +2,7 @@
 
 from cl_kernels.losses.clip import ClipLoss, clip
 from cl_kernels.losses.cosent import AnglELoss, CoSENTLoss, angle, cosent
+from cl_kernels.losses.distill import DistillLoss, distill
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.siglip import SigLipLoss, siglip
@@ -11,6 +12,7 @@ __all__ = [
     "AnglELoss",
     "ClipLoss",
     "CoSENTLoss",
+    "DistillLoss",
     "InfoNCELoss",
     "NTXentLoss",
     "SigLipLoss",
@@ -18,6 +20,7 @@ __all__ = [
     "angle",
     "clip",
     "cosent",
+    "distill",
     "info_nce",
     "nt_xent",
     "siglip",

@@ -15,7 +15,7 @@ from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import as_inputs, check_same_rows
 from cl_kernels.losses.module import LossModule
 from cl_kernels.reading import readable
-from cl_kernels.statistics.rows import float_rows
+from cl_kernels.statistics.rows import float_rows_of
 
 
 def cosent(
@@ -53,7 +53,7 @@ def cosent(
     """
     first, second, similarity = _checked(first, second, similarity)
     scale = as_scalar("scale", scale, first)
-    first, second = _float_pairs(first, second, normalize)
+    first, second = float_rows_of(first, second, normalize=normalize)
     return _ranked(scale * (first * second).sum(1), similarity)
 
 
@@ -77,7 +77,7 @@ def angle(
     """
     first, second, similarity = _checked(first, second, similarity)
     scale = as_scalar("scale", scale, first)
-    first, second = _float_pairs(first, second, normalize)
+    first, second = float_rows_of(first, second, normalize=normalize)
     if first.shape[1] % 2:
         first, second = F.pad(first, (0, 1)), F.pad(second, (0, 1))
     real, imaginary = first.chunk(2, 1)
@@ -125,13 +125,6 @@ def _checked(first: Tensor, second: Tensor, similarity: Tensor) -> tuple[Tensor,
         )
     similarity = similarity.detach()
     return first, second, similarity.byte() if similarity.dtype == torch.bool else similarity
-
-
-def _float_pairs(first: Tensor, second: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Rows of both, made in one call: at small batches it is calls that take the time."""
-    both = float_rows(torch.cat((first, second)), normalize=normalize)
-    first, second = both.view(2, *first.shape).unbind()
-    return first, second
 
 
 def _ranked(scores: Tensor, similarity: Tensor) -> Tensor:
