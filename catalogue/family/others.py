@@ -83,6 +83,67 @@ def distill(
     return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
 
 
+def margins(B: int, D: int) -> Arguments:
+    names = "query", "positive", "negatives"
+    return {name: torch.randn(B, D) for name in names} | {"teacher_margin": torch.randn(B)}
+
+
+def margin_mse(query, positive, negatives, teacher_margin, *, normalize=False, reduction="mean"):
+    query, positive, negatives = (rows(x, normalize) for x in (query, positive, negatives))
+    if negatives.dim() == 3:
+        query, positive = query[:, None], positive[:, None]
+    margin = (query * positive).sum(-1) - (query * negatives).sum(-1)
+    return F.mse_loss(margin, teacher_margin.detach(), reduction=reduction)
+
+
+def _several_margins(B: int, D: int) -> Arguments:
+    return {"negatives": torch.randn(B, 5, D), "teacher_margin": torch.randn(B, 5)}
+
+
+def views(B: int, D: int) -> Arguments:
+    """Columns of many scales."""
+    first = torch.randn(B, D) * torch.linspace(0.2, 2, D)
+    return {"first": first, "second": first + 0.3 * torch.randn(B, D)}
+
+
+def vicreg(first, second, *, invariance=25.0, variance=25.0, covariance=1.0, eps=1e-4):
+    B, D = first.shape
+    s = (first - second).square().sum(1).mean() / D
+
+    def v(z):
+        return F.relu(1 - (z.var(0) + eps).sqrt()).mean()
+
+    def c(z):
+        deviations = z - z.mean(0)
+        matrix = deviations.T @ deviations / (B - 1)
+        return matrix[~torch.eye(D, dtype=torch.bool)].square().sum() / D
+
+    both = v(first) + v(second), c(first) + c(second)
+    return invariance * s + variance * both[0] / 2 + covariance * both[1]
+
+
+def barlow_twins(first, second, *, redundancy=0.005, eps=1e-5):
+    a, b = ((z - z.mean(0)) / (z.var(0, correction=0) + eps).sqrt() for z in (first, second))
+    squared = (a.T @ b / len(a) - torch.eye(a.shape[1], dtype=a.dtype)).square()
+    on = torch.eye(a.shape[1], dtype=torch.bool)
+    return squared[on].sum() + redundancy * squared[~on].sum()
+
+
+def predictions(B: int, D: int) -> Arguments:
+    return {"prediction": torch.randn(B, D), "target": torch.randn(B, D)}
+
+
+def negative_cosine(
+    prediction, target, *, stop_gradient=True, squared_distance=False, reduction="mean"
+):
+    target = target.detach() if stop_gradient else target
+    if squared_distance:
+        losses = (rows(prediction, True) - rows(target, True)).square().sum(1)
+    else:
+        losses = -F.cosine_similarity(prediction, target)
+    return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
+
+
 _SCORED_OPTIONS = {
     "plain": plain,
     "whole numbers": lambda B, D: {"similarity": torch.arange(B) % 7 - 3},
@@ -135,5 +196,67 @@ CASES = (
         },
         title="Distillation of a teacher's similarities",
         paper="Hinton et al., Distilling the Knowledge in a Neural Network (2015), section 2",
+    ),
+    FamilyCase(
+        ours=cl_kernels.margin_mse,
+        module=cl_kernels.MarginMSELoss,
+        textbook=margin_mse,
+        inputs=margins,
+        options={
+            "plain": plain,
+            "cosines": lambda B, D: {"normalize": True},
+            "several": _several_margins,
+            "several, cosines": lambda B, D: _several_margins(B, D) | {"normalize": True},
+        },
+        title="MarginMSE: margins of a cross-encoder",
+        paper="Hofstätter et al., Improving Efficient Neural Ranking Models with "
+        "Cross-Architecture Knowledge Distillation (2020), equation 8",
+        rows_matrix=False,
+    ),
+    FamilyCase(
+        ours=cl_kernels.vicreg,
+        module=cl_kernels.VICRegLoss,
+        textbook=vicreg,
+        inputs=views,
+        options={
+            "plain": plain,
+            "weights": lambda B, D: {"invariance": 1.0, "variance": 2.0, "covariance": 3.0},
+            "eps": lambda B, D: {"eps": 0.5},
+        },
+        title="VICReg",
+        paper="Bardes et al., VICReg: Variance-Invariance-Covariance Regularization for "
+        "Self-Supervised Learning (2022), equations 1 to 6",
+        reductions=(),
+        rows_matrix=False,
+    ),
+    FamilyCase(
+        ours=cl_kernels.barlow_twins,
+        module=cl_kernels.BarlowTwinsLoss,
+        textbook=barlow_twins,
+        inputs=views,
+        options={
+            "plain": plain,
+            "redundancy": lambda B, D: {"redundancy": 2.0},
+            "eps": lambda B, D: {"eps": 0.5},
+        },
+        title="Barlow Twins",
+        paper="Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction "
+        "(2021), equation 1",
+        reductions=(),
+        rows_matrix=False,
+    ),
+    FamilyCase(
+        ours=cl_kernels.negative_cosine,
+        module=cl_kernels.NegativeCosineLoss,
+        textbook=negative_cosine,
+        inputs=predictions,
+        options={
+            "plain": plain,
+            "of both": lambda B, D: {"stop_gradient": False},
+            "squared distance": lambda B, D: {"squared_distance": True},
+        },
+        title="Negative cosine: SimSiam and BYOL",
+        paper="Chen and He, Exploring Simple Siamese Representation Learning (2021), equation 1",
+        rows_matrix=False,
     ),
 )

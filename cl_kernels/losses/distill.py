@@ -203,7 +203,7 @@ def _compared_rows(
             of_columns = [x - lse for x, lse in zip(both, columns, strict=True)]
             more, further = _compared(of_columns, 0, divergence, grad)
             of_keys += more
-            pull = pull if further is None else further.add_(pull)
+            pull = pull if pull is None or further is None else further.add_(pull)
         if pull is not None and gradient is not None:
             torch.mm(pull, rows.key, out=gradient[block])
             gradient[count:].addmm_(pull.T, rows.query[block])
