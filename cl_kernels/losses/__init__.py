@@ -5,6 +5,7 @@ from cl_kernels.losses.cosent import AnglELoss, CoSENTLoss, angle, cosent
 from cl_kernels.losses.distill import DistillLoss, distill
 from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
 from cl_kernels.losses.margin_mse import MarginMSELoss, margin_mse
+from cl_kernels.losses.matryoshka import MatryoshkaLoss, matryoshka
 from cl_kernels.losses.negative_free import (
     BarlowTwinsLoss,
     NegativeCosineLoss,
@@ -25,6 +26,7 @@ __all__ = [
     "DistillLoss",
     "InfoNCELoss",
     "MarginMSELoss",
+    "MatryoshkaLoss",
     "NTXentLoss",
     "NegativeCosineLoss",
     "SigLipLoss",
@@ -37,6 +39,7 @@ __all__ = [
     "distill",
     "info_nce",
     "margin_mse",
+    "matryoshka",
     "negative_cosine",
     "nt_xent",
     "siglip",
