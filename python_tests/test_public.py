@@ -46,6 +46,10 @@ def in_a_backend(x, y):
         return cl_kernels.clip(x, y, 3.0)
 
 
+def of_two_widths(x, y):
+    return cl_kernels.matryoshka(cl_kernels.nt_xent, x, y, dims=(8, 3), weights=(1, 0.5))
+
+
 def grad_cached(call):
     """The loss, and the gradient that the call has put into the encoder's ``.grad``."""
 
@@ -82,6 +86,7 @@ TRAINED = {
     "ClipLoss": lambda x, y: cl_kernels.ClipLoss()(x, y, 3.0),
     "GradCache": grad_cached(cached),
     "InfoNCELoss": lambda x, y: cl_kernels.InfoNCELoss()(x, y),
+    "MatryoshkaLoss": lambda x, y: cl_kernels.MatryoshkaLoss(cl_kernels.nt_xent, (8, 3))(x, y),
     "MiningSchedule": hardening,
     "NTXentLoss": lambda x, y: cl_kernels.NTXentLoss()(x, y),
     "PairFilter": filtered,
@@ -105,6 +110,7 @@ TRAINED = {
     "info_nce": lambda x, y: cl_kernels.info_nce(x, y, y.roll(1, 0)),
     "info_nce of the hardest": lambda x, y: cl_kernels.info_nce(x, y, hardest=3),
     "info_nce, temperature trained": learned_temperature,
+    "matryoshka": of_two_widths,
     "nt_xent": lambda x, y: cl_kernels.nt_xent(x, y),
     "pair_logits": lambda x, y: cl_kernels.pair_logits(x, y, 3.0),
     "row_col_logsumexp": lambda x, y: cl_kernels.row_col_logsumexp(x, y, 3.0),

@@ -5,3 +5,7 @@ from catalogue.family.case import FamilyCase
 
 GROUPS = labels, views, pairs, metric, classes
 FAMILY: dict[str, FamilyCase] = {case.name: case for group in GROUPS for case in group.CASES}
+from catalogue.family import labels, others
+from catalogue.family.case import FamilyCase
+
+FAMILY: dict[str, FamilyCase] = {case.name: case for case in (*labels.CASES, *others.CASES)}

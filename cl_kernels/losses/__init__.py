@@ -25,6 +25,18 @@ from cl_kernels.losses.multi_similarity import MultiSimilarityLoss, multi_simila
 from cl_kernels.losses.multiple_negatives_ranking import (
     MultipleNegativesRankingLoss,
     multiple_negatives_ranking,
+from cl_kernels.losses.cosent import AnglELoss, CoSENTLoss, angle, cosent
+from cl_kernels.losses.distill import DistillLoss, distill
+from cl_kernels.losses.info_nce import InfoNCELoss, info_nce
+from cl_kernels.losses.margin_mse import MarginMSELoss, margin_mse
+from cl_kernels.losses.matryoshka import MatryoshkaLoss, matryoshka
+from cl_kernels.losses.negative_free import (
+    BarlowTwinsLoss,
+    NegativeCosineLoss,
+    VICRegLoss,
+    barlow_twins,
+    negative_cosine,
+    vicreg,
 )
 from cl_kernels.losses.nt_xent import NTXentLoss, nt_xent
 from cl_kernels.losses.pairwise_contrastive import PairwiseContrastiveLoss, pairwise_contrastive
@@ -67,6 +79,28 @@ __all__ = [
     "multi_similarity",
     "multiple_negatives_ranking",
     "normalized_softmax",
+    "AnglELoss",
+    "BarlowTwinsLoss",
+    "ClipLoss",
+    "CoSENTLoss",
+    "DistillLoss",
+    "InfoNCELoss",
+    "MarginMSELoss",
+    "MatryoshkaLoss",
+    "NTXentLoss",
+    "NegativeCosineLoss",
+    "SigLipLoss",
+    "SupConLoss",
+    "VICRegLoss",
+    "angle",
+    "barlow_twins",
+    "clip",
+    "cosent",
+    "distill",
+    "info_nce",
+    "margin_mse",
+    "matryoshka",
+    "negative_cosine",
     "nt_xent",
     "pairwise_contrastive",
     "proxy_anchor",
@@ -75,4 +109,5 @@ __all__ = [
     "supcon",
     "triplet",
     "weighted_decoupled",
+    "vicreg",
 ]

@@ -62,6 +62,16 @@ def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def float_rows_of(*inputs: Tensor, normalize: bool) -> tuple[Tensor, ...]:
+    """``float_rows`` of each, made in one call: at small batches it is calls that take the time."""
+    if not normalize:
+        return tuple(float_rows(x, normalize=False) for x in inputs)
+    rows = float_rows(torch.cat(inputs), normalize=True)
+    return torch.split_with_sizes(rows, [x.shape[0] for x in inputs])
+
+
 @in_graph
 def _unit_rows(x: Tensor) -> Tensor:
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return stack_rows((x,), normalize=True)[0]
     return differentiable(_UnitRows, x)

@@ -1,0 +1,272 @@
+"""Distillation of a teacher's similarities into a student's embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cl_kernels._numbers import check_flag
+from cl_kernels._precision import accumulator
+from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
+from cl_kernels.calls import number_tensor
+from cl_kernels.checks import as_scalar, check_embeddings
+from cl_kernels.losses.common import Reduction, as_inputs, check_reduction, inverse, total
+from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.operands import Rows
+from cl_kernels.statistics.rows import float_rows
+
+# Logits held at a time: what stays in a core's cache, or what keeps a GPU busy.
+_ON_CPU, _ELSEWHERE = 1 << 16, 1 << 24
+_LEAST_ROWS = 64  # each block of queries reads all keys
+
+
+def distill(
+    query: Tensor,
+    key: Tensor,
+    teacher_query: Tensor,
+    teacher_key: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    teacher_temperature: float | Tensor | None = None,
+    divergence: Literal["kl", "cross_entropy"] = "kl",
+    symmetric: bool = False,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """How far the student's softmax over keys is from the teacher's, for each query.
+
+    With p the teacher's probabilities of all keys and s the student's: ``sum p log(p / s)``, or
+    ``-sum p log s``, whose gradient is the same. Hinton et al., "Distilling the Knowledge in a
+    Neural Network" (2015), section 2, where the loss is multiplied by the temperature squared to
+    keep gradients of one size: here it is not. Neither matrix is held, but a block of queries at
+    a time: O(N D).
+
+    Args:
+        query: The student's embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
+        key: The student's embeddings, shape [N, D], same dtype and device.
+        teacher_query: The teacher's of the same items, shape [B, D2], on the same device.
+        teacher_key: The teacher's of the same items, shape [N, D2]. No gradient flows to either.
+        temperature: The student's: a number other than zero, or a 0-d tensor that may require
+            grad.
+        teacher_temperature: The teacher's, without gradient. Default: the student's.
+        divergence: ``"kl"``, 0 for a student that agrees, or ``"cross_entropy"``, as open_clip's
+            ``DistillClipLoss``.
+        symmetric: Take the mean with the same of keys over queries; there must be as many.
+        normalize: Divide all rows by their length first (cosine similarity).
+        reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
+
+    Returns:
+        A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
+        The mean over an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+
+    Example::
+
+        with torch.no_grad():
+            targets = teacher(images), teacher(texts)
+        loss = distill(student(images), student(texts), *targets, symmetric=True)
+    """
+    query, key = as_inputs(query=query, key=key)
+    teacher_query, teacher_key = _teachers(teacher_query, teacher_key, query, key)
+    if divergence not in ("kl", "cross_entropy"):
+        raise ValueError(f'divergence: expected "kl" or "cross_entropy", got {divergence!r}')
+    check_flag("symmetric", symmetric)
+    check_flag("normalize", normalize)
+    if symmetric and query.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"key: expected as many rows as query, {query.shape[0]}, with symmetric, "
+            f"got {key.shape[0]}"
+        )
+    check_reduction(reduction)
+    scale = number_tensor(inverse(temperature, query), query)
+    of_teacher = scale.detach()
+    if teacher_temperature is not None:
+        of_teacher = as_scalar("teacher_temperature", teacher_temperature, query, inverted=True)
+
+    teacher = _teacher_rows(teacher_query, teacher_key, of_teacher, query, normalize)
+    how = normalize, divergence, symmetric
+    return _distilled(query.contiguous(), key.contiguous(), scale, *teacher, how, reduction)
+
+
+class DistillLoss(LossModule):
+    """``distill`` as a module: ``loss(query, key, teacher_query, teacher_key)``.
+
+    Settings are the function's other arguments; a temperature may be an ``nn.Parameter`` (0-d),
+    which is learned.
+    """
+
+    function = distill
+    inputs = "query", "key", "teacher_query", "teacher_key"
+
+
+def _teachers(teacher_query, teacher_key, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    for name, x, like_name, like in (
+        ("teacher_query", teacher_query, "query", query),
+        ("teacher_key", teacher_key, "key", key),
+    ):
+        check_embeddings(name, x)
+        if x.shape[0] != like.shape[0]:
+            raise ValueError(
+                f"{name}: expected as many rows as {like_name}, {like.shape[0]}, got {x.shape[0]}"
+            )
+        if x.device != like.device:
+            raise ValueError(
+                f"{name}: expected the device of {like_name}, {like.device}, got {x.device}"
+            )
+    if teacher_key.shape[1] != teacher_query.shape[1]:
+        raise ValueError(
+            f"teacher_key: expected the width of teacher_query, {teacher_query.shape[1]}, "
+            f"got {teacher_key.shape[1]}"
+        )
+    return teacher_query.detach(), teacher_key.detach()
+
+
+def _teacher_rows(teacher_query, teacher_key, scale, like: Tensor, normalize: bool):
+    """In the student's accumulation type; queries are divided by the temperature."""
+    with torch.no_grad():
+        query, key = (float_rows(x, normalize=normalize) for x in (teacher_query, teacher_key))
+        return (query * scale).to(accumulator(like)), key.to(accumulator(like))
+
+
+class _Rows(NamedTuple):
+    """As they are multiplied; queries are divided by the temperature."""
+
+    query: Tensor
+    key: Tensor
+    teacher_query: Tensor
+    teacher_key: Tensor
+
+
+class _Logits:
+    """Of both models, by blocks of queries."""
+
+    def __init__(self, rows: _Rows) -> None:
+        self.rows, self.kept = rows, (slice(0), [])
+        most = _ON_CPU if rows.query.device.type == "cpu" else _ELSEWHERE
+        count, step = len(rows.query), max(_LEAST_ROWS, most // max(len(rows.key), 1))
+        self.blocks = [slice(i, min(i + step, count)) for i in range(0, count, step)]
+
+    def of(self, block: slice) -> list[Tensor]:
+        """The student's and the teacher's, [b, N]. The last ones are kept: one block is all of a
+        small batch."""
+        if self.kept[0] != block:
+            x = self.rows
+            teacher = x.teacher_query[block] @ x.teacher_key.T
+            self.kept = block, [x.query[block] @ x.key.T, teacher]
+        return self.kept[1]
+
+    def of_columns(self) -> list[Tensor]:
+        """Log-sum-exps over all queries, [N] each."""
+        lse = [self.rows.key.new_full((len(self.rows.key),), -torch.inf)] * 2
+        for block in self.blocks:
+            of_block = (x.logsumexp(0) for x in self.of(block))
+            lse = [torch.logaddexp(*pair) for pair in zip(lse, of_block, strict=True)]
+        return lse
+
+
+def _compared(
+    both: list[Tensor], dim: int, divergence: str, grad: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The losses along a dimension of the student's and the teacher's log-probabilities, and the
+    student's logits' gradient for ``grad`` of these losses. The student's memory is taken."""
+    student, teacher = both
+    probability = teacher.exp()
+    difference = teacher - student if divergence == "kl" else -student
+    losses = torch.linalg.vecdot(probability, difference, dim=dim)
+    if grad is None:
+        return losses, None
+    return losses, student.exp_().sub_(probability).mul_(grad.unsqueeze(dim))
+
+
+def _compared_rows(
+    rows: _Rows, divergence: str, symmetric: bool, grad: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The losses of all queries, and the gradient of the student's queries and keys, stacked, for
+    ``grad`` of them."""
+    logits, of_keys, count = _Logits(rows), rows.key.new_zeros(len(rows.key)), len(rows.query)
+    columns = logits.of_columns() if symmetric else []
+    losses, gradient = rows.query.new_empty(count), None
+    if grad is not None:
+        grad = grad / 2 if symmetric else grad
+        gradient = rows.key.new_zeros(count + len(rows.key), rows.key.shape[1])
+    for block in logits.blocks:
+        both = logits.of(block)
+        part = None if grad is None else grad[block]
+        losses[block], pull = _compared([x.log_softmax(1) for x in both], 1, divergence, part)
+        if symmetric:
+            of_columns = [x - lse for x, lse in zip(both, columns, strict=True)]
+            more, further = _compared(of_columns, 0, divergence, grad)
+            of_keys += more
+            pull = pull if pull is None or further is None else further.add_(pull)
+        if pull is not None and gradient is not None:
+            torch.mm(pull, rows.key, out=gradient[block])
+            gradient[count:].addmm_(pull.T, rows.query[block])
+    return (losses + of_keys) / 2 if symmetric else losses, gradient
+
+
+def _losses(
+    inputs: Sequence[Any], how: tuple[bool, str, bool], grad: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Of all queries, and the gradients of query, key and scale for ``grad`` of them."""
+    (query, key, scale, *teacher), (normalize, divergence, symmetric) = inputs, how
+    student, count = Rows.of((query, key), normalize), len(query)
+    of_query = student.rows[:count]
+    rows = _Rows(of_query * scale, student.rows[count:], *teacher)
+    losses, gradient = _compared_rows(rows, divergence, symmetric, grad)
+    if gradient is None:
+        return losses, []
+    of_scale = (gradient[:count] * of_query).sum()
+    gradient[:count] *= scale
+    gradient = student.gradient(gradient)
+    return losses, [gradient[:count], gradient[count:], of_scale]
+
+
+@in_graph
+def _distilled(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    teacher_query: Tensor,
+    teacher_key: Tensor,
+    how: tuple[bool, str, bool],
+    reduction: str,
+) -> Tensor:
+    """The reduced losses, or those of all queries for ``reduction="none"``."""
+    inputs = query, key, scale, teacher_query, teacher_key
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs[:3]):
+        return differentiable(_Distilled, *inputs, how, reduction)
+    return total(_losses(inputs, how, None)[0], reduction)
+
+
+class _Distilled(torch.autograd.Function):
+    """Makes the gradients of a total in the forward pass, which are known up to one factor; those
+    of rows' losses visit the blocks again."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments):
+        *inputs, how, reduction = arguments
+        query, *_, like = inputs
+        ctx.dtype, ctx.how, ctx.of_rows = query.dtype, how, reduction == "none"
+        share = None
+        if not ctx.of_rows:
+            weight = 1 / max(len(query), 1) if reduction == "mean" else 1
+            share = like.new_full(query.shape[:1], weight)
+        losses, gradients = _losses(inputs, how, share)
+        ctx.save_for_backward(*(inputs if ctx.of_rows else gradients))
+        return total(losses, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
+        if ctx.of_rows:
+            gradients = _losses(ctx.saved_tensors, ctx.how, grads[0])[1]
+        else:
+            gradients = [grads[0] * x for x in ctx.saved_tensors]
+        of_query, of_key, of_scale = gradients
+        return of_query.to(ctx.dtype), of_key.to(ctx.dtype), of_scale, *(None,) * 4

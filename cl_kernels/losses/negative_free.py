@@ -1,0 +1,207 @@
+"""Losses of two views that need no negatives: VICReg, Barlow Twins, BYOL and SimSiam."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_kernels._numbers import check_flag, check_number
+from cl_kernels.losses.common import (
+    Reduction,
+    as_inputs,
+    check_reduction,
+    check_same_rows,
+    total,
+)
+from cl_kernels.losses.module import LossModule
+from cl_kernels.statistics.rows import float_rows
+
+
+def vicreg(
+    first: Tensor,
+    second: Tensor,
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Views shall be near each other, every column spread out, and columns uncorrelated.
+
+    Bardes et al., "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
+    Learning" (2022), equations 1 to 6: the mean squared difference of the views; the mean over
+    columns of ``max(0, 1 - sqrt(var + eps))``; the sum of squared covariances of different
+    columns, divided by D. As in the authors' code, and not in equation 6, the variance term is the
+    mean of both views', not their sum; the covariance term is the sum.
+
+    Args:
+        first: Embeddings of one view, shape [B, D], B at least 2. float32, float16, bfloat16 or
+            float64.
+        second: Embeddings of the other view, shape [B, D], same dtype and device.
+        invariance: Weight of the first term.
+        variance: Weight of the second.
+        covariance: Weight of the third.
+        eps: Added to variances, above 0.
+
+    Returns:
+        A 0-d tensor, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+
+    Example::
+
+        loss = vicreg(expander(view_0), expander(view_1))
+    """
+    first, second = _two_views(first=first, second=second)
+    for name, weight in (
+        ("invariance", invariance),
+        ("variance", variance),
+        ("covariance", covariance),
+    ):
+        _check_weight(name, weight)
+    _check_eps(eps)
+    alike = (first - second).square().mean()
+    spread, correlated = zip(*(_spread(x, eps) for x in (first, second)), strict=True)
+    return invariance * alike + variance / 2 * sum(spread) + covariance * sum(correlated)
+
+
+class VICRegLoss(LossModule):
+    """``vicreg`` as a module: ``loss(first, second)``.
+
+    Settings are the function's other arguments.
+    """
+
+    function = vicreg
+    inputs = "first", "second"
+
+
+def barlow_twins(
+    first: Tensor, second: Tensor, *, redundancy: float = 0.005, eps: float = 1e-5
+) -> Tensor:
+    """The cross-correlation of the views' columns shall be the identity.
+
+    Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction" (2021),
+    equation 1: ``sum_i (1 - c_ii)^2 + redundancy * sum_(i != j) c_ij^2``, of columns with mean 0
+    and variance 1 over the batch.
+
+    Args:
+        first: Embeddings of one view, shape [B, D], B at least 2. float32, float16, bfloat16 or
+            float64.
+        second: Embeddings of the other view, shape [B, D], same dtype and device.
+        redundancy: Weight of the second sum.
+        eps: Added to variances, above 0, as the batch normalisation of the authors' code does.
+
+    Returns:
+        A 0-d tensor, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+
+    Example::
+
+        loss = barlow_twins(projector(view_0), projector(view_1))
+    """
+    first, second = _two_views(first=first, second=second)
+    _check_weight("redundancy", redundancy)
+    _check_eps(eps)
+    first, second = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (first, second))
+    correlation = first.T @ second / first.shape[0]
+    diagonal = correlation.diagonal()
+    others = correlation - diagonal.diag_embed()
+    return (1 - diagonal).square().sum() + redundancy * others.square().sum()
+
+
+class BarlowTwinsLoss(LossModule):
+    """``barlow_twins`` as a module: ``loss(first, second)``.
+
+    Settings are the function's other arguments.
+    """
+
+    function = barlow_twins
+    inputs = "first", "second"
+
+
+def negative_cosine(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    stop_gradient: bool = True,
+    squared_distance: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Minus the cosine of a prediction and its target.
+
+    Chen and He, "Exploring Simple Siamese Representation Learning" (2021), equation 1; with
+    ``squared_distance`` equation 2 of Grill et al., "Bootstrap Your Own Latent" (2020). Both papers
+    take it twice, with the views swapped.
+
+    Args:
+        prediction: Of the online network's predictor, shape [B, D]. float32, float16, bfloat16 or
+            float64.
+        target: Of the other view, shape [B, D], same dtype and device.
+        stop_gradient: Whether no gradient flows to the target: without that, and without another
+            network that makes the targets, all rows become one.
+        squared_distance: The squared distance of the unit vectors instead, ``2 - 2 cos``.
+        reduction: ``"mean"`` or ``"sum"`` over the rows, or ``"none"``.
+
+    Returns:
+        A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
+        The mean over an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: The message names the argument, what was expected and what came.
+
+    Example::
+
+        loss = negative_cosine(p_0, z_1) / 2 + negative_cosine(p_1, z_0) / 2
+    """
+    prediction, target = as_inputs(prediction=prediction, target=target)
+    check_same_rows("target", target, "prediction", prediction)
+    check_flag("stop_gradient", stop_gradient)
+    check_flag("squared_distance", squared_distance)
+    check_reduction(reduction)
+    target = target.detach() if stop_gradient else target
+    prediction, target = (float_rows(x, normalize=False) for x in (prediction, target))
+    cosine = F.cosine_similarity(prediction, target)
+    return total(2 - 2 * cosine if squared_distance else -cosine, reduction)
+
+
+class NegativeCosineLoss(LossModule):
+    """``negative_cosine`` as a module: ``loss(prediction, target)``.
+
+    Settings are the function's other arguments.
+    """
+
+    function = negative_cosine
+    inputs = "prediction", "target"
+
+
+def _two_views(**views: Tensor) -> tuple[Tensor, ...]:
+    """In the accumulation type, of at least two rows: one row has no variance."""
+    first, second = as_inputs(**views)
+    check_same_rows("second", second, "first", first)
+    if first.shape[0] < 2:
+        raise ValueError(f"first: expected at least two rows, got {first.shape[0]}")
+    return tuple(float_rows(x, normalize=False) for x in (first, second))
+
+
+def _check_weight(name: str, weight: float) -> None:
+    check_number(name, weight)
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"{name}: expected a finite number, at least 0, got {weight}")
+
+
+def _check_eps(eps: float) -> None:
+    check_number("eps", eps)
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"eps: expected a finite number above 0, got {eps}")
+
+
+def _spread(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """How much columns lack of a standard deviation of 1, and how much they vary together."""
+    x = x - x.mean(0)
+    covariance = x.T @ x / (x.shape[0] - 1)
+    lack = (1 - (covariance.diagonal() + eps).sqrt()).relu().mean()
+    # The upper half is all of it twice; all minus the diagonal would be rounding.
+    return lack, 2 * covariance.triu(1).square().sum() / x.shape[1]
