@@ -64,6 +64,7 @@ def float_rows(x: Tensor, *, normalize: bool) -> Tensor:
 
 def float_rows_of(*inputs: Tensor, normalize: bool) -> tuple[Tensor, ...]:
     """``float_rows`` of each, made in one call: at small batches it is calls that take the time."""
+    check_flag("normalize", normalize)
     if not normalize:
         return tuple(float_rows(x, normalize=False) for x in inputs)
     rows = float_rows(torch.cat(inputs), normalize=True)
