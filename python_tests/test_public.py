@@ -177,9 +177,14 @@ def retrieved(x, y):
     return dict(evaluation.retrieval_metrics(x, y, relevance, at=(1, 5)))
 
 
+def looked_at(x, y):
+    return evaluation.contrastive_metrics(x, labels=LABELS, temperature=0.1).as_dict()
+
+
 # What does not.
 DETACHED = {
     "Calibration": calibrated,
+    "ContrastiveMetrics": lambda x, y: evaluation.contrastive_metrics(x, y, temperature=0.1),
     "DriftReport": lambda x, y: evaluation.embedding_drift(x, y, k=3),
     "KNNPrediction": lambda x, y: evaluation.knn_classify(x, y, LABELS, 5),
     "LabelRelevance": retrieved,
@@ -189,6 +194,7 @@ DETACHED = {
     "__version__": lambda x, y: [len(cl_kernels.__version__.split("."))],
     "calibrate_gallery": calibrated_gallery,
     "calibrate_threshold": calibrated,
+    "contrastive_metrics": looked_at,
     "doctor": lambda x, y: [len(str(cl_kernels.doctor())) > 0],
     "embedding_drift": lambda x, y: evaluation.embedding_drift(x, y, k=3),
     "explain": explained,

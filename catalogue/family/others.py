@@ -171,7 +171,7 @@ CASES = (
         inputs=scored_pairs,
         options=_SCORED_OPTIONS,
         title="AnglE: the same by an angle in complex space",
-        paper="Li and Li, AnglE-optimized Text Embeddings (2023), equations 3 to 5",
+        paper="Li and Li, AnglE-optimized Text Embeddings (2023), the angle objective",
         reductions=(),
     ),
     FamilyCase(

@@ -8,9 +8,11 @@ from .drift import DriftReport, Norms, embedding_drift
 from .knn import KNNPrediction, knn_accuracy, knn_classify
 from .relevance import LabelRelevance, label_relevance
 from .retrieval import RetrievalMetrics, mean_average_precision, retrieval_metrics
+from .training import ContrastiveMetrics, contrastive_metrics
 
 __all__ = [
     "Calibration",
+    "ContrastiveMetrics",
     "DriftReport",
     "KNNPrediction",
     "LabelRelevance",
@@ -18,6 +20,7 @@ __all__ = [
     "RetrievalMetrics",
     "calibrate_gallery",
     "calibrate_threshold",
+    "contrastive_metrics",
     "embedding_drift",
     "knn_accuracy",
     "knn_classify",

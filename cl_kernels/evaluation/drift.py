@@ -30,6 +30,17 @@ class Norms(NamedTuple):
     median: float
     max: float
 
+    @classmethod
+    def of(cls, x: Tensor) -> Norms:
+        norms = torch.cat([torch.linalg.vector_norm(_wide(rows), dim=1) for rows in x.split(_ROWS)])
+        return cls(
+            norms.mean().item(),
+            norms.std(correction=0).item(),
+            norms.min().item(),
+            norms.median().item(),
+            norms.max().item(),
+        )
+
 
 @dataclass(frozen=True)
 class DriftReport:
@@ -150,8 +161,8 @@ def embedding_drift(
             cosine=cosine,
             aligned_cosine=aligned_cosine,
             linear_cka=linear_cka,
-            norms_before=_norms(before),
-            norms_after=_norms(after),
+            norms_before=Norms.of(before),
+            norms_after=Norms.of(after),
         )
 
 
@@ -191,14 +202,3 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _center(x: Tensor) -> Tensor:
     return torch.stack([_unit(rows).sum(0) for rows in x.split(_ROWS)]).sum(0) / len(x)
-
-
-def _norms(x: Tensor) -> Norms:
-    norms = torch.cat([torch.linalg.vector_norm(_wide(rows), dim=1) for rows in x.split(_ROWS)])
-    return Norms(
-        norms.mean().item(),
-        norms.std(correction=0).item(),
-        norms.min().item(),
-        norms.median().item(),
-        norms.max().item(),
-    )

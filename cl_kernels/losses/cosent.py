@@ -69,7 +69,7 @@ def angle(
 
     The halves of a row are the real and imaginary parts of D / 2 complex numbers (a zero is added
     to an odd width), and the similarity of z and w is ``|Re <w, z> + Im <w, z>|``: Li and Li,
-    "AnglE-optimized Text Embeddings" (2023), equations 3 to 5, with the order of pairs that its
+    "AnglE-optimized Text Embeddings" (2023), the angle objective, with the order of pairs that its
     authors' code has. The paper adds it to ``cosent`` and an in-batch loss.
 
     Arguments, results and errors are those of ``cosent``; ``normalize`` divides rows by their

@@ -67,7 +67,7 @@ def float_rows_of(*inputs: Tensor, normalize: bool) -> tuple[Tensor, ...]:
     check_flag("normalize", normalize)
     if not normalize:
         return tuple(float_rows(x, normalize=False) for x in inputs)
-    rows = float_rows(torch.cat(inputs), normalize=True)
+    rows = _unit_rows(torch.cat(inputs))
     return torch.split_with_sizes(rows, [x.shape[0] for x in inputs])
 
 
