@@ -69,3 +69,12 @@ def test_its_source_is_named_in_its_docstring(case):
 def test_the_readme_has_its_table():
     document = (ROOT / "README.md").read_text()
     assert readme.insert(document, readme.CATALOGUE, table()) == document
+
+
+def test_the_documentation_has_a_section_of_each():
+    document = (ROOT / "docs" / "losses.md").read_text()
+    headings = [line[3:] for line in document.splitlines() if line.startswith("## ")]
+    names = [*LOSSES, *FAMILY, *WRAPPERS]
+    for name in names:
+        assert headings.count(name) == 1, name
+        assert f"(#{name})" in document, name
