@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._precision import widest
-from cl_kernels.losses.labels import of_same_label_but_itself
+from cl_kernels.losses.labels import mean_similarity_of_label
 from cl_kernels.pairs import PairFilter, count_same
 from cl_kernels.search import topk
 from cl_kernels.statistics.functions import row_hinge_sum, row_logsumexp
@@ -75,9 +75,7 @@ class Matches(NamedTuple):
         match = topk(query[index], query, 1, **options).indices[:, 0]
         index, match = index[match >= 0], match[match >= 0]
         rows, unit = (float_rows(query, normalize=n) for n in (normalize, True))
-        similarity, cosine = (
-            of_same_label_but_itself(x, labels).mean_similarity(x)[index] for x in (rows, unit)
-        )
+        similarity, cosine = (mean_similarity_of_label(x, labels)[index] for x in (rows, unit))
         return cls(
             rows[index],
             rows,

@@ -6,7 +6,7 @@ the sum of the positives: O(N D), no tile.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,12 @@ def same_label_similarity(
     return differentiable(_SameLabelSimilarity, anchors, labels, keys, key_labels)
 
 
+def mean_similarity_of_label(rows: Tensor, labels: Tensor) -> Tensor:
+    """Of each row to the others of its label, [R]; 0 without any."""
+    counts = SameLabel.of(labels, None, rows).counts()
+    return same_label_similarity(rows, labels) / counts.clamp_min(1)
+
+
 def listed_similarity(anchors: Tensor, keys: Tensor, lists: CSR) -> Tensor:
     """Sum of each anchor's similarities to the keys that its list names, [M]."""
     named = keys.index_select(0, lists.keys)
@@ -71,43 +77,80 @@ class _SameLabelSimilarity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchors, labels, keys, key_labels):
-        others = (anchors, labels) if keys is None else (keys, key_labels)
-        sums = _sums_of_label(labels, *others, itself=keys is None)
-        ctx.save_for_backward(anchors, labels, key_labels, sums)
+        same = SameLabel.of(labels, key_labels, anchors)
+        sums = same.sums(anchors if keys is None else keys)
+        ctx.save_for_backward(anchors, sums, *same)
+        ctx.itself = keys is None
         return (anchors * sums).sum(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
-        anchors, labels, key_labels, sums = ctx.saved_tensors
+        anchors, sums, *same = ctx.saved_tensors
         grad = grads[0][:, None]
-        itself = key_labels is None
-        back = _sums_of_label(labels if itself else key_labels, grad * anchors, labels, itself)
-        return (
-            (back.addcmul_(grad, sums), None, None, None)
-            if itself
-            else (grad * sums, None, back, None)
-        )
+        back = SameLabel(*same).back(grad * anchors)
+        if ctx.itself:
+            return back.addcmul_(grad, sums), None, None, None
+        return grad * sums, None, back, None
 
 
-def _sums_of_label(labels: Tensor, rows: Tensor, row_labels: Tensor, itself: bool) -> Tensor:
-    """Sum of the rows of each label, [M, D]; ``itself``: but for the row of the same number."""
-    M, (N, D) = labels.shape[0], rows.shape
-    if isinstance(M, int) and isinstance(N, int) and min(M, N) <= D:
-        # A mask no larger than embeddings. (Autocast leaves products into a buffer alone.)
-        same = (labels[:, None] == row_labels).to(rows.dtype)
-        if itself:
-            same.fill_diagonal_(0)
-        return torch.mm(same, rows, out=rows.new_empty(M, D))
+class SameLabel(NamedTuple):
+    """Which keys are of an anchor's label, as a linear map of rows.
+
+    Args:
+        labels: Of the anchors, [M].
+        key_labels: Of the keys, [N]; None: these are the anchors, each without itself.
+        mask: The map as a matrix, where it is no larger than the embeddings; else None.
+    """
+
+    labels: Tensor
+    key_labels: Tensor | None
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, labels: Tensor, key_labels: Tensor | None, like: Tensor) -> SameLabel:
+        of_keys = labels if key_labels is None else key_labels
+        M, N = labels.shape[0], of_keys.shape[0]
+        if not (isinstance(M, int) and isinstance(N, int) and min(M, N) <= like.shape[1]):
+            return cls(labels, key_labels, None)
+        mask = (labels[:, None] == of_keys).to(like.dtype)
+        return cls(labels, key_labels, mask.fill_diagonal_(0) if key_labels is None else mask)
+
+    def counts(self) -> Tensor:
+        """How many keys each anchor has, [M]."""
+        if self.mask is not None:
+            return self.mask.sum(1)
+        if self.key_labels is None:
+            return count_same(self.labels, self.labels) - 1
+        return count_same(self.labels, self.key_labels)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Of the keys' rows [N, D] for each anchor, [M, D]."""
+        if self.mask is not None:  # autocast leaves products into a buffer alone
+            return torch.mm(self.mask, rows, out=rows.new_empty(len(self.labels), rows.shape[1]))
+        if self.key_labels is None:
+            sums = _sums_by_label(self.labels, rows, self.labels) - rows
+            # Of a class of one is left what rounding leaves.
+            return sums.masked_fill_((count_same(self.labels, self.labels) == 1)[:, None], 0)
+        return _sums_by_label(self.labels, rows, self.key_labels)
+
+    def back(self, rows: Tensor) -> Tensor:
+        """Of the anchors' rows [M, D] for each key, [N, D]: the transposed map."""
+        if self.key_labels is None:
+            return self.sums(rows)
+        return SameLabel(
+            self.key_labels, self.labels, None if self.mask is None else self.mask.T
+        ).sums(rows)
+
+
+def _sums_by_label(labels: Tensor, rows: Tensor, row_labels: Tensor) -> Tensor:
+    """Sum of the rows [N, D] of each label, [M, D]."""
     ordered = row_labels.sort().values
     class_of_row = torch.searchsorted(ordered, row_labels)  # a number below N
     sums = torch.zeros_like(rows).index_add_(0, class_of_row, rows)
     first = torch.searchsorted(ordered, labels)
-    found = sums.index_select(0, first.clamp_(max=max(N - 1, 0)))
-    counts = count_same(labels, row_labels)
-    # Nobody has this label; or, but for rounding, nothing is left.
-    found = found - rows if itself else found
-    return found.masked_fill_((counts == int(itself))[:, None], 0)
+    found = sums.index_select(0, first.clamp_(max=max(rows.shape[0] - 1, 0)))
+    return found.masked_fill_((count_same(labels, row_labels) == 0)[:, None], 0)
 
 
 def total_of(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from cl_kernels import _recording
 from cl_kernels._numbers import check_flag
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
@@ -28,6 +29,7 @@ from cl_kernels.losses.labels import (
     total_of,
 )
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.supcon_total import supcon_total
 from cl_kernels.pairs import PairFilter, count_same
 from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
 from cl_kernels.statistics.rows import float_rows
@@ -99,6 +101,17 @@ def supcon(
         "logit_bound": logit_bound(normalize, temperature=temperature),
         "backend": backend,
     }
+    of_labels = isinstance(labels, Tensor) and labels.dim() == 1
+    plain = (
+        of_labels
+        and keys is key_labels is None
+        and positives == "outside"
+        and base_temperature is None
+    )
+    if plain and reduction != "none" and not _recording.active():
+        return supcon_total(
+            x, cast(Tensor, labels), scale, normalize=normalize, reduction=reduction, **options
+        )
     sets = _compared(x, labels, keys, key_labels, in_batch, normalize)
     lse = union([s.logsumexp(scale, options) for s in sets])
     count = reduce(torch.add, [s.positives.counts() for s in sets])
