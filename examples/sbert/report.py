@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from cl_kernels.evaluation import ContrastiveMetrics, contrastive_metrics
 from examples.common.device import describe
 from examples.sbert import index, plots
 from examples.sbert.config import Config
@@ -17,11 +18,11 @@ def write_report(trainer: Trainer, corpus: Corpus, folder: Path) -> str:
     config, heldout = trainer.config, corpus.heldout
     scores = stages(trainer, tfidf(corpus))
     exported = index.export(trainer.encoder, [corpus.train, heldout], folder)
+    pairs = (trainer.encoder.encode(heldout.queries), trainer.encoder.encode(heldout.documents))
+    logged = contrastive_metrics(*pairs, temperature=config.temperature)
     untrained = make_encoder(config, [*corpus.train.queries, *corpus.train.documents])
-    panels = {
-        title: (encoder.encode(heldout.queries), encoder.encode(heldout.documents))
-        for title, encoder in (("before training", untrained), ("after training", trainer.encoder))
-    }
+    before = untrained.encode(heldout.queries), untrained.encode(heldout.documents)
+    panels = {"before training": before, "after training": pairs}
     training_plot, embedding_plot = folder / "training.png", folder / "embeddings.png"
     plots.plot_training(trainer, scores["TF-IDF"], training_plot)
     plots.plot_embeddings(panels, heldout.places, embedding_plot)
@@ -30,6 +31,8 @@ def write_report(trainer: Trainer, corpus: Corpus, folder: Path) -> str:
         "heldout_pairs": len(heldout),
         "dropped_pairs": corpus.dropped,
         "scores": scores,
+        "heldout_metrics": logged.as_dict(),
+        "warnings": logged.warnings(),
         "training_seconds": trainer.seconds,
         "history": trainer.history,
         "machine": describe(trainer.device),
@@ -44,6 +47,7 @@ def write_report(trainer: Trainer, corpus: Corpus, folder: Path) -> str:
             f"({corpus.dropped:,} repeated ones dropped); {trainer.epochs} epochs in "
             f"{trainer.seconds:.0f} s on {trainer.device}",
             table(scores),
+            health(logged),
             f"Written:\n{written}{no_index}",
         ]
     )
@@ -57,6 +61,19 @@ def stages(trainer: Trainer, baseline: Scores) -> dict[str, Scores]:
     if config.hard_epochs:
         found["mined negatives"] = trainer.history[-1]
     return {name: {metric: of[metric] for metric in METRICS} for name, of in found.items()}
+
+
+def health(found: ContrastiveMetrics) -> str:
+    """What a batch of all held-out pairs looks like, and what is wrong with it."""
+    lines = [
+        f"Held-out pairs as one batch: top-1 {found.top1:.3f}, rank {found.rank:.1f}, similarity "
+        f"{found.positive_similarity:.2f} (hardest negative "
+        f"{found.hardest_negative_similarity:.2f}),",
+        f"alignment {found.alignment:.2f}, uniformity {found.uniformity:.2f}, effective rank "
+        f"{found.effective_rank:.1f} of {found.full_rank}",
+        *(f"warning: {sentence}" for sentence in found.warnings()),
+    ]
+    return "\n".join(lines)
 
 
 def table(scores: dict[str, Scores]) -> str:

@@ -6,10 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_kernels import PairFilter, self_logsumexp
+from cl_kernels.evaluation import contrastive_metrics
 
 # What ``warning`` warns below. Runs that learned had a rank of 19 and more, one that did not 2.4.
 STD, RANK = 0.1, 4.0
+
+FROM_METRICS = (
+    "top1", "positive_similarity", "hardest_negative_similarity", "alignment", "uniformity",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -20,31 +24,24 @@ def embedding_health(view_0: Tensor, view_1: Tensor) -> dict[str, float]:
       all are alike.
     - ``effective_rank``: exp of the entropy of the normalised singular values of the centred
       embeddings (Roy and Vetterli 2007); at most D.
-    - ``alignment``: mean squared distance of positive pairs, and ``uniformity``: log mean
-      exp(-2 squared distance) of all other pairs; lower is better (Wang and Isola 2020).
+    - of ``contrastive_metrics``: how often the other view is the most similar row (``top1``), the
+      similarity of positives and of hardest negatives, ``alignment`` and ``uniformity``.
 
     Args:
         view_0: Embeddings, shape [B, D].
         view_1: Those of the other view, shape [B, D].
     """
-    first, second = (F.normalize(view.float(), dim=1) for view in (view_0, view_1))
-    both = torch.cat([first, second])  # [2B, D]
+    both = F.normalize(torch.cat([view_0, view_1]).float(), dim=1)  # [2B, D]
+    image = torch.arange(len(view_0), device=view_0.device).repeat(2)
     centred = both - both.mean(0)
     spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     share = spectrum / spectrum.sum().clamp_min(1e-12)
+    found = contrastive_metrics(both, labels=image).as_dict()
     return {
         "std": float(both.std(0).mean()) * math.sqrt(both.shape[1]),
         "effective_rank": float(torch.special.entr(share).sum().exp()),
-        "alignment": float((first - second).square().sum(1).mean()),
-        "uniformity": _uniformity(both),
+        **{name: found[name] for name in FROM_METRICS},
     }
-
-
-def _uniformity(unit: Tensor) -> float:
-    """|x - y|^2 = 2 - 2 <x, y>: a log-sum-exp of the Gram matrix, which is never held."""
-    row = torch.arange(len(unit), device=unit.device)
-    lse = self_logsumexp(unit, 4.0, where=PairFilter(row, row, "different"))
-    return float(lse.logsumexp(0)) - math.log(len(unit) * (len(unit) - 1)) - 4.0
 
 
 def warning(health: dict[str, float], width: int) -> str | None:
