@@ -185,7 +185,8 @@ def contrastive_metrics(
     if sample is not None:
         check_count("sample", sample)
     if temperature is not None:
-        temperature = torch.as_tensor(as_scalar("temperature", temperature, query)).item()
+        number = as_scalar("temperature", temperature, query)
+        temperature = number.item() if isinstance(number, Tensor) else number
         if temperature <= 0:
             raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     with torch.no_grad():

@@ -87,8 +87,9 @@ def gist(
         loss = gist(queries, documents, guide(queries), guide(documents), margin=0.05)
     """
     if (negatives is None) != (guide_negatives is None):
-        missing = "negatives" if negatives is None else "guide_negatives"
-        raise ValueError(f"{missing}: expected together with the other of the two, got None")
+        names = ["negatives", "guide_negatives"]
+        missing, given = names if negatives is None else reversed(names)
+        raise ValueError(f"{missing}: expected together with {given}, got None")
     rows = {"anchors": anchors, "positives": positives}
     guides = {"anchors": guide_anchors, "positives": guide_positives}
     if negatives is not None and guide_negatives is not None:

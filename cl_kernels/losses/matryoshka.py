@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,9 +27,10 @@ def matryoshka(
     Args:
         loss: A function or a module: one of this package, or any other that takes embeddings.
         embeddings: What it is called with. Floating-point tensors of two dimensions or more whose
-            last one is the width of the first such tensor are cut; all else is passed on as it is,
-            e.g. labels, a scale, a teacher's embeddings of another width (of the same width they
-            would be cut too: a loss that names them itself keeps them whole).
+            last one is the width of the first such tensor are cut, in lists and tuples too; all
+            else is passed on as it is, e.g. labels, a scale, or a teacher's embeddings of another
+            width. A matrix that a loss module learns is not cut: hand it in, as in
+            ``matryoshka(arcface, x, target, weight, dims=...)``.
         dims: The widths, different from each other, each from 1 to the full width. Without the
             full width among them the last columns are not trained.
         weights: The weight of each width's loss, at least 0. Default: 1 each.
@@ -46,7 +47,7 @@ def matryoshka(
         loss = matryoshka(nt_xent, view_0, view_1, dims=(768, 256, 64), temperature=0.1)
     """
     dims, weights = _checked(loss, dims, weights)
-    matrices = [x for x in (*embeddings, *options.values()) if _is_matrix(x)]
+    matrices = [x for x in _each((*embeddings, *options.values())) if _is_matrix(x)]
     if not matrices:
         raise ValueError("embeddings: expected a floating-point tensor of two dimensions or more")
     width = matrices[0].shape[-1]
@@ -55,6 +56,8 @@ def matryoshka(
 
     def of_width(dim: int) -> Any:
         def cut(x: Any) -> Any:
+            if type(x) in (list, tuple):
+                return type(x)(map(cut, x))
             return x[..., :dim] if _is_matrix(x) and x.shape[-1] == width else x
 
         return loss(*map(cut, embeddings), **{name: cut(x) for name, x in options.items()})
@@ -102,6 +105,12 @@ class MatryoshkaLoss(nn.Module):
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", repr(function))
+
+
+def _each(arguments: Iterable[Any]) -> Iterator[Any]:
+    """Those of lists and tuples one by one."""
+    for x in arguments:
+        yield from _each(x) if type(x) in (list, tuple) else (x,)
 
 
 def _is_matrix(x: Any) -> bool:

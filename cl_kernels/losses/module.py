@@ -61,6 +61,9 @@ class LossModule(nn.Module):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__()
+        for name in settings:
+            if name in (*self.inputs, *self.options):
+                raise TypeError(f"{name}: expected in a call of {type(self).__name__}, not here")
         try:
             bound = self._accepted.bind(*arguments, **settings)
         except TypeError as error:
@@ -89,6 +92,11 @@ class LossModule(nn.Module):
         for name in named:
             if name in options:
                 raise TypeError(f"{type(self).__name__}: expected {name} once, got it twice")
+        for name in options:
+            if name in self._settings:
+                raise TypeError(
+                    f"{name}: expected when {type(self).__name__} is made, got it in a call"
+                )
         return named | options
 
     def extra_repr(self) -> str:

@@ -98,3 +98,15 @@ class TestMatryoshka:
             cl_kernels.matryoshka(loss, torch.arange(3), dims=(1,))
         with pytest.raises(TypeError, match="dims: expected when the module is made"):
             cl_kernels.MatryoshkaLoss(loss, (4,))(x, x, dims=(2,))
+
+
+def test_embeddings_in_lists_are_cut_too():
+    anchors, positives, hard = (torch.randn(6, 8) for _ in range(3))
+    ours = cl_kernels.matryoshka(
+        cl_kernels.multiple_negatives_ranking, anchors, [positives, hard], dims=(8, 4)
+    )
+    parts = [
+        cl_kernels.multiple_negatives_ranking(anchors[:, :d], (positives[:, :d], hard[:, :d]))
+        for d in (8, 4)
+    ]
+    torch.testing.assert_close(ours, sum(parts))

@@ -119,3 +119,11 @@ def test_clip_output_dict():
     named = loss(image_features=first, text_features=second, logit_scale=5.0, output_dict=True)
     assert list(named) == ["contrastive_loss"]
     assert torch.equal(named["contrastive_loss"], plain)
+
+
+def test_what_is_said_in_the_wrong_place():
+    """A setting in a call, and what belongs to a batch in the constructor."""
+    with pytest.raises(TypeError, match="temperature: expected when NTXentLoss is made, got it in"):
+        NTXentLoss()(*views(4), temperature=0.2)
+    with pytest.raises(TypeError, match="where: expected in a call of NTXentLoss, not here"):
+        NTXentLoss(where=())
