@@ -65,17 +65,19 @@ class PairFilter:
 Where = PairFilter | Sequence[PairFilter] | None
 
 
-def as_filters(where: Where, most: int = MAX_FILTERS) -> tuple[PairFilter, ...]:
+def as_filters(
+    where: Where, most: int = MAX_FILTERS, name: str = "where"
+) -> tuple[PairFilter, ...]:
     """The filters of a ``where`` argument as a tuple of at most ``most``."""
     filters = (where,) if isinstance(where, PairFilter) else () if where is None else where
     if not isinstance(filters, (tuple, list)) or not all(
         isinstance(f, PairFilter) for f in filters
     ):
         kind = type(where).__name__
-        raise TypeError(f"where: expected a PairFilter or a sequence of them, got {kind}")
+        raise TypeError(f"{name}: expected a PairFilter or a sequence of them, got {kind}")
     if len(filters) > most:
         plural = "s" if most > 1 else ""
-        raise ValueError(f"where: expected at most {most} filter{plural}, got {len(filters)}")
+        raise ValueError(f"{name}: expected at most {most} filter{plural}, got {len(filters)}")
     return tuple(filters)
 
 

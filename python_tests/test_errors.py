@@ -261,6 +261,9 @@ class TestTarget:
         with pytest.raises(ValueError, match="negative_where: expected no filter beside where"):
             queue = {"negative_keys": torch.randn(4, 3)}
             info_nce(where=different(4), negative_where=different(4), **queue)
+        for loss in (info_nce, nt_xent):
+            with pytest.raises(TypeError, match="negative_where: expected a PairFilter or a seq"):
+                loss(negative_where=3, negative_keys=torch.randn(4, 3))
         with pytest.raises(ValueError, match="negative_where: expected no filter without negative"):
             nt_xent(negative_where=different(8))
 
@@ -271,6 +274,9 @@ class TestWeightsAndSmoothing:
         refused(TypeError, call, "weights", torch.ones(4).long(), "floating", torch.int64)
         refused(TypeError, call, "weights", [1.0] * 4, "floating", "list")
         refused(ValueError, call, "weights", torch.ones(3), "each of the 4", [3])
+        refused(ValueError, call, "weights", torch.ones(4, device="meta"), "device", "meta")
+        for bad in (-1.0, float("nan"), float("inf")):
+            refused(ValueError, call, "weights", torch.tensor([1, 1, 1, bad]), "finite", "others")
 
     @each_weighted
     @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
@@ -284,6 +290,9 @@ class TestWeightsAndSmoothing:
     def test_ids(self):
         refused(ValueError, siglip, "ids", torch.arange(3), "each of the 4 rows", [3])
         refused(TypeError, siglip, "ids", torch.zeros(4), "integer", torch.float32)
+        refused(
+            ValueError, siglip, "ids", (torch.arange(4),), "of images and of texts", "1 of them"
+        )
 
 
 class TestFilters:

@@ -92,7 +92,7 @@ def clip(
     check_smoothing(label_smoothing, captions=captions, where=bool(filters))
     settings = {"logit_bound": logit_bound(normalize, scale=logit_scale), "backend": backend}
     if captions or target is not None or label_smoothing:
-        of_image = _Captions.of(images, texts, target)
+        of_image = _Captions.of(images, texts, target, text_features.shape[1] if captions else 1)
         losses = _losses(
             images, texts, scale, of_image, filters, label_smoothing, normalize, settings
         )
@@ -103,7 +103,7 @@ def clip(
         loss = contrast(recipe, images, texts, scale, filters, reduction=each, **settings)
         loss = loss if weights is None else weighted_total(loss, weights, reduction)
     if logit_bias is not None:
-        logit_bias = as_scalar("logit_bias", logit_bias)
+        logit_bias = as_scalar("logit_bias", logit_bias, images)
         if isinstance(logit_bias, Tensor):  # a parameter that is used gets a gradient: zero
             loss = torch.add(loss, logit_bias, alpha=0)
     return loss
@@ -141,11 +141,10 @@ class _Captions(NamedTuple):
     others: PairFilter
 
     @classmethod
-    def of(cls, images: Tensor, texts: Tensor, target: Tensor | None) -> _Captions:
+    def of(cls, images: Tensor, texts: Tensor, target: Tensor | None, each: int) -> _Captions:
         index = torch.arange(texts.shape[0], device=texts.device)
         if target is not None:
             return cls(target.long()[:, None], PairFilter(target, index, "different"))
-        each = texts.shape[0] // max(images.shape[0], 1)
         image = torch.arange(images.shape[0], device=images.device)
         others = PairFilter(image, image.repeat_interleave(each), "different")
         return cls(index.view(images.shape[0], each), others)

@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_kernels._numbers import check_number
 from cl_kernels._precision import accumulator, widest
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
+from cl_kernels.reading import readable
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -77,7 +78,13 @@ def as_weights(weights: Tensor | None, like: Tensor, rows: int, of: str) -> Tens
         raise ValueError(
             f"weights: expected one for each of the {rows} {of}, got shape {list(weights.shape)}"
         )
-    return weights.to(device=like.device, dtype=accumulator(like))
+    if weights.device != like.device:
+        raise ValueError(
+            f"weights: expected the device of the embeddings, {like.device}, got {weights.device}"
+        )
+    if readable(weights) and not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise ValueError("weights: expected finite numbers of at least 0, got others")
+    return weights.to(accumulator(like))
 
 
 def check_smoothing(label_smoothing: float, **excluded: bool) -> None:
@@ -132,6 +139,14 @@ def union(sets: Sequence[Tensor]) -> Tensor:
         return sets[0]
     least = torch.finfo(sets[0].dtype).min
     return reduce(torch.logaddexp, [lse.clamp_min(least) for lse in sets])
+
+
+def in_full(a: Tensor, b: Tensor) -> Tensor:
+    """Their product, which autocast leaves alone."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def total(losses: Tensor, reduction: str) -> Tensor:

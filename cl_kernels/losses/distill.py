@@ -205,7 +205,7 @@ def _compared_rows(
             of_keys += more
             pull = pull if pull is None or further is None else further.add_(pull)
         if pull is not None and gradient is not None:
-            torch.mm(pull, rows.key, out=gradient[block])
+            gradient[block] = pull @ rows.key
             gradient[count:].addmm_(pull.T, rows.query[block])
     return (losses + of_keys) / 2 if symmetric else losses, gradient
 
@@ -213,7 +213,15 @@ def _compared_rows(
 def _losses(
     inputs: Sequence[Any], how: tuple[bool, str, bool], grad: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Of all queries, and the gradients of query, key and scale for ``grad`` of them."""
+    """Of all queries, and the gradients of query, key and scale for ``grad`` of them. A difference
+    of log-probabilities: autocast would round it away."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return _losses_in_full(inputs, how, grad)
+
+
+def _losses_in_full(
+    inputs: Sequence[Any], how: tuple[bool, str, bool], grad: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     (query, key, scale, *teacher), (normalize, divergence, symmetric) = inputs, how
     student, count = Rows.of((query, key), normalize), len(query)
     of_query = student.rows[:count]

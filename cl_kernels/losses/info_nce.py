@@ -110,7 +110,8 @@ def info_nce(
         in_batch_negatives = negative_keys is None
     check_flag("in_batch_negatives", in_batch_negatives)
     shared = negative_keys is not None and negative_keys.dim() == 2
-    filters, of_further = as_filters(where, most=2), as_filters(negative_where, most=2)
+    filters = as_filters(where, most=2)
+    of_further = as_filters(negative_where, most=2, name="negative_where")
     if filters and not in_batch_negatives:
         if not shared:
             given = "without" if negative_keys is None else "with each query's own"

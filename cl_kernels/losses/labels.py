@@ -16,6 +16,7 @@ from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.checks import check_embeddings
 from cl_kernels.csr import CSR
+from cl_kernels.losses.common import in_full
 from cl_kernels.pairs import PairFilter, count_same
 
 
@@ -126,8 +127,8 @@ class SameLabel(NamedTuple):
 
     def sums(self, rows: Tensor) -> Tensor:
         """Of the keys' rows [N, D] for each anchor, [M, D]."""
-        if self.mask is not None:  # autocast leaves products into a buffer alone
-            return torch.mm(self.mask, rows, out=rows.new_empty(len(self.labels), rows.shape[1]))
+        if self.mask is not None:
+            return in_full(self.mask, rows)
         if self.key_labels is None:
             sums = _sums_by_label(self.labels, rows, self.labels) - rows
             # Of a class of one is left what rounding leaves.

@@ -114,7 +114,7 @@ class NTXentLoss(LossModule):
 
 
 def _further_filters(where: Where, negative_keys: Tensor | None) -> tuple[PairFilter, ...]:
-    filters = as_filters(where, most=2)
+    filters = as_filters(where, most=2, name="negative_where")
     if filters and negative_keys is None:
         raise ValueError("negative_where: expected no filter without negative_keys, got one")
     return filters

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from cl_kernels.calls import default_compute_dtype
+from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
+from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.csr import CSR
 from cl_kernels.losses import epilogues
-from cl_kernels.losses.common import union, weighted_total
+from cl_kernels.losses.common import in_full, union, weighted_total
 from cl_kernels.losses.hardest import Negatives, hardest_logsumexp, logsumexp_of, own_similarity
 from cl_kernels.losses.labels import segment_logsumexp, total_of
 from cl_kernels.pairs import PairFilter
@@ -20,7 +22,7 @@ from cl_kernels.statistics.rows import float_rows
 
 Combine = Literal["outside", "inside", "pairs"]
 
-_FEW = 1 << 22  # logits that may be held at once
+_FEW = 1 << 20  # logits that may be held at once
 
 
 class Batch(NamedTuple):
@@ -210,30 +212,65 @@ def _exclusion(batch: Batch) -> PairFilter | None:
 
 def _without_lists(batch: Batch, lists: CSR) -> Tensor:
     """Log-sum-exp over the keys that no query's list names, some queries at a time: lists that
-    overlap are no ids. Logits are made again in the backward pass."""
-    step = max(1, _FEW // max(batch.positive_key.shape[0], 1))
-    parts = []
-    for start in range(0, len(batch.query), step):
-        part = slice(start, start + step)
-        offsets = lists.offsets[start : start + step + 1]
-        own = CSR(offsets - offsets[0], lists.keys[offsets[0] : offsets[-1]])
-        dropped = _dropped(batch.filters, part)
-        bias, scale = batch.key_bias, batch.scale
-        given = batch.query[part], batch.positive_key, scale, bias, own, dropped
-        parts.append(checkpoint(_dense_logsumexp, *given, use_reentrant=False))
-    return torch.cat(parts) if parts else batch.query.new_zeros(0)
+    overlap are no ids."""
+    filters = tuple((f.query_ids, f.key_ids, f.keep == "same") for f in batch.filters)
+    scale = number_tensor(batch.scale, batch.query)
+    return _but_for_lists(batch.query, batch.positive_key, scale, batch.key_bias, *lists, filters)
 
 
-def _dropped(filters: tuple[PairFilter, ...], part: slice) -> list[tuple[Tensor, Tensor, bool]]:
-    return [(f.query_ids[part], f.key_ids, f.keep == "same") for f in filters]
+@in_graph
+def _but_for_lists(query, key, scale, bias, offsets, keys, filters) -> Tensor:
+    return differentiable(_ButForLists, query, key, scale, bias, offsets, keys, filters)
 
 
-def _dense_logsumexp(query: Tensor, key: Tensor, scale, bias, own: CSR, filters) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):
-        logits = scale * (query @ key.T)
-    logits = logits if bias is None else logits + bias
-    keep = torch.ones_like(logits, dtype=torch.bool)
-    keep[own.rows(), own.keys] = False
-    for query_ids, key_ids, same in filters:
-        keep &= (query_ids[:, None] == key_ids) == same
-    return logsumexp_of(logits, keep)
+class _ButForLists(torch.autograd.Function):
+    """Makes some rows of logits at a time, again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments):
+        query, key, scale, bias, offsets, keys, filters = arguments
+        lse = query.new_empty(query.shape[0])
+        for part, logits, _ in _parts_of_logits(*arguments):
+            lse[part] = logsumexp_of(logits, logits != -torch.inf)
+        ids = [x for query_ids, key_ids, _ in filters for x in (query_ids, key_ids)]
+        ctx.save_for_backward(lse, query, key, scale, bias, offsets, keys, *ids)
+        ctx.keeps = [same for *_, same in filters]
+        return lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
+        lse, query, key, scale, bias, offsets, keys, *ids = ctx.saved_tensors
+        filters = tuple(zip(ids[::2], ids[1::2], ctx.keeps, strict=True))
+        of_query, of_key, of_scale = map(torch.zeros_like, (query, key, scale))
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        grad = grads[0].masked_fill(lse == -torch.inf, 0)
+        top = lse.masked_fill(lse == -torch.inf, 0)
+        inputs = query, key, scale, bias, offsets, keys, filters
+        for part, logits, similarity in _parts_of_logits(*inputs):
+            weight = logits.sub_(top[part, None]).exp_().mul_(grad[part, None])
+            of_scale += (weight * similarity).sum()
+            if of_bias is not None:
+                of_bias += weight.sum(0)
+            weight *= scale
+            of_query[part] = in_full(weight, key)
+            of_key += in_full(weight.T, query[part])
+        return of_query, of_key, of_scale, of_bias, None, None, None
+
+
+def _parts_of_logits(
+    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor | None, offsets, keys, filters
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of some queries at a time the logits, -inf of dropped pairs, and the similarities."""
+    rows, step = CSR(offsets, keys).rows(), max(1, _FEW // max(key.shape[0], 1))
+    for start in range(0, query.shape[0], step):
+        part = slice(start, min(start + step, query.shape[0]))
+        similarity = in_full(query[part], key.T)
+        logits = scale * similarity
+        logits = logits if bias is None else logits + bias
+        own = slice(int(offsets[part.start]), int(offsets[part.stop]))
+        logits[rows[own] - start, keys[own]] = -torch.inf
+        for query_ids, key_ids, same in filters:
+            kept = (query_ids[part, None] == key_ids) == same
+            logits.masked_fill_(~kept, -torch.inf)
+        yield part, logits, similarity

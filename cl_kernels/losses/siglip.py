@@ -98,7 +98,10 @@ class SigLipLoss(ClipLoss):
 
 
 def _as_ids(ids: Ids, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    of_images, of_texts = ids if isinstance(ids, tuple) else (ids, ids)
+    pair = ids if isinstance(ids, tuple) else (ids, ids)
+    if len(pair) != 2:
+        raise ValueError(f"ids: expected those of images and of texts, got {len(pair)} of them")
+    of_images, of_texts = pair
     of_images = as_labels("ids", of_images, images, "image_features")
     return of_images, as_labels("ids", of_texts, texts, "text_features")
 

@@ -16,6 +16,7 @@ from cl_kernels.losses.common import Reduction, check_choice, check_reduction
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.pairs import PairFilter
+from cl_kernels.reading import readable
 from cl_kernels.search import topk
 from cl_kernels.search.gradients import found_products, found_scores
 from cl_kernels.statistics.functions import row_hinge_sum, row_softplus_sum
@@ -85,6 +86,8 @@ def triplet(
             'distance: expected "cosine" or "squared_euclidean" with mining="batch_all", '
             'got "euclidean"'
         )
+    if readable(x) and not bool(x.isfinite().all()):
+        raise ValueError("x: expected finite embeddings, got others")
     rows = float_rows(x, normalize=normalize)
     if mining == "batch_all":
         options = {"compute_dtype": default_compute_dtype(x), "backend": backend}

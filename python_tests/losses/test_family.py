@@ -145,3 +145,19 @@ def test_the_textbook_takes_what_the_function_takes(case):
     assert theirs.keys() <= ours.keys()
     for option in case.options:
         assert case.arguments(option, B, D).keys() <= theirs.keys()
+
+
+@each_loss
+def test_inside_torch_func(case):
+    arguments = case.arguments("plain", B, D)
+    name = next(iter(arguments))
+    reductions = ("mean", "none") if "none" in case.reductions else (None,)
+    for reduction in reductions:
+        chosen = {} if reduction is None else {"reduction": reduction}
+
+        def loss(x, chosen=chosen):
+            return case.ours(**arguments | {name: x}, **chosen).sum()
+
+        x = arguments[name].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(x), x)
+        torch.testing.assert_close(torch.func.grad(loss)(x.detach()), expected)

@@ -60,3 +60,34 @@ def peaks():
 @pytest.mark.parametrize("name", [name for name, case in FAMILY.items() if case.rows_matrix])
 def test_peak(peaks, name):
     assert peaks[name] <= 48 * MEGABYTE
+
+
+OVERLAPPING = """
+import torch, cl_kernels
+from pathlib import Path
+
+def step(rows):
+    x, y = torch.randn(rows, 8, requires_grad=True), torch.randn(rows, 8)
+    lists = torch.stack((torch.zeros(rows, dtype=torch.int64), torch.arange(rows)), 1)
+    cl_kernels.info_nce(x, y, target=lists).backward()
+
+def resident(field):
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if field + ":" in x]
+    return int(line.split()[1]) * 1024
+
+step(64)
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+step(12000)
+print(resident("VmHWM") - before)
+"""
+
+
+def test_lists_that_overlap():
+    """Their matrix would take 549 MB."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system has no /proc/self/clear_refs")
+    command = [sys.executable, "-c", OVERLAPPING]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) <= 128 * MEGABYTE

@@ -192,3 +192,17 @@ class TestDistill:
         with Sizes():
             cl_kernels.distill(*inputs, symmetric=True).backward()
         assert largest <= 2048 * 64
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_distill_is_in_full_under_autocast(symmetric, reduction):
+    x, y, of_x, of_y = (torch.randn(12, 6) for _ in range(4))
+    x.requires_grad_()
+    options = {"symmetric": symmetric, "reduction": reduction}
+    outcomes = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = cl_kernels.distill(x, y, of_x, of_y, **options)
+        outcomes.append((loss, *torch.autograd.grad(loss.sum(), x)))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)

@@ -120,3 +120,12 @@ class TestTriplet:
     def test_bad_settings(self, settings, error):
         with pytest.raises(error, match=f"^{next(iter(settings))}: expected"):
             cl_kernels.triplet(torch.randn(4, 3), torch.arange(4) % 2, **settings)
+
+
+@pytest.mark.parametrize("mining", ["batch_all", "batch_hard", "semi_hard"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_embeddings_that_are_not_finite(mining, bad):
+    x = torch.randn(6, 4)
+    x[2, 1] = bad
+    with pytest.raises(ValueError, match="x: expected finite embeddings, got others"):
+        cl_kernels.triplet(x, torch.arange(6) % 2, mining=mining)

@@ -239,3 +239,48 @@ def test_no_negative_in_any_of_two_sets(backend):
         assert loss == 0
         for grad in torch.autograd.grad(loss, (x, queue)):
             assert (grad == 0).all()
+
+
+class TestOverlappingLists:
+    def test_a_nan_is_not_hidden(self, backend):
+        x = unit_rows(6, D)
+        x[3] = torch.nan
+        losses = info_nce(x, x, target=overlapping(6), reduction="none", backend=backend)
+        assert losses[[1, 2, 4, 5]].isnan().all()
+
+    def test_inside_torch_func(self, backend):
+        x, y = unit_rows(B, D), unit_rows(B, D)
+        options = {"target": overlapping(B), "backend": backend}
+        found = torch.func.grad(lambda q: info_nce(q, y, **options))(x)
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(info_nce(leaf, y, **options), leaf)
+        torch.testing.assert_close(found, expected)
+
+    def test_changed_before_backward(self, backend):
+        x, ids = unit_rows(B, D).requires_grad_(), torch.arange(B) % 3
+        where = PairFilter(ids, ids, "different")
+        loss = info_nce(x, x, target=overlapping(B), where=where, backend=backend)
+        ids += 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    def test_a_learned_temperature_under_autocast(self, backend):
+        x, y = unit_rows(B, D), unit_rows(B, D)
+        temperature = torch.tensor(0.2, requires_grad=True)
+        options = {"target": overlapping(B), "temperature": temperature, "backend": backend}
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = info_nce(x, y, **options)
+        exact = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+        truth = textbook.info_nce(x.double(), y.double(), target=overlapping(B), temperature=exact)
+        torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
+        (found,), (expected,) = (
+            torch.autograd.grad(a, b) for a, b in ((loss, temperature), (truth, exact))
+        )
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_smoothing_of_an_empty_batch():
+    x = torch.randn(0, 4, requires_grad=True)
+    loss = clip(x, x, 10.0, label_smoothing=0.1)
+    assert loss == 0
+    loss.backward()
