@@ -14,7 +14,15 @@ from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import number_tensor
 from cl_kernels.checks import as_scalar, check_embeddings
-from cl_kernels.losses.common import Reduction, as_inputs, check_reduction, inverse, total
+from cl_kernels.losses.common import (
+    Reduction,
+    as_inputs,
+    check_choice,
+    check_reduction,
+    check_same_rows,
+    inverse,
+    total,
+)
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.operands import Rows
 from cl_kernels.statistics.rows import float_rows
@@ -74,8 +82,7 @@ def distill(
     """
     query, key = as_inputs(query=query, key=key)
     teacher_query, teacher_key = _teachers(teacher_query, teacher_key, query, key)
-    if divergence not in ("kl", "cross_entropy"):
-        raise ValueError(f'divergence: expected "kl" or "cross_entropy", got {divergence!r}')
+    check_choice("divergence", divergence, ("kl", "cross_entropy"))
     check_flag("symmetric", symmetric)
     check_flag("normalize", normalize)
     if symmetric and query.shape[0] != key.shape[0]:
@@ -111,10 +118,7 @@ def _teachers(teacher_query, teacher_key, query: Tensor, key: Tensor) -> tuple[T
         ("teacher_key", teacher_key, "key", key),
     ):
         check_embeddings(name, x)
-        if x.shape[0] != like.shape[0]:
-            raise ValueError(
-                f"{name}: expected as many rows as {like_name}, {like.shape[0]}, got {x.shape[0]}"
-            )
+        check_same_rows(name, x, like_name, like)
         if x.device != like.device:
             raise ValueError(
                 f"{name}: expected the device of {like_name}, {like.device}, got {x.device}"

@@ -11,6 +11,7 @@ from cl_kernels.losses.common import (
     as_inputs,
     check_reduction,
     check_same_rows,
+    in_full,
     total,
 )
 from cl_kernels.losses.module import LossModule
@@ -106,7 +107,7 @@ def barlow_twins(
     _check_weight("redundancy", redundancy)
     _check_eps(eps)
     first, second = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (first, second))
-    correlation = first.T @ second / first.shape[0]
+    correlation = in_full(first.T, second) / first.shape[0]
     diagonal = correlation.diagonal()
     others = correlation - diagonal.diag_embed()
     return (1 - diagonal).square().sum() + redundancy * others.square().sum()
@@ -201,7 +202,7 @@ def _check_eps(eps: float) -> None:
 def _spread(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """How much columns lack of a standard deviation of 1, and how much they vary together."""
     x = x - x.mean(0)
-    covariance = x.T @ x / (x.shape[0] - 1)
+    covariance = in_full(x.T, x) / (x.shape[0] - 1)
     lack = (1 - (covariance.diagonal() + eps).sqrt()).relu().mean()
     # The upper half is all of it twice; all minus the diagonal would be rounding.
     return lack, 2 * covariance.triu(1).square().sum() / x.shape[1]

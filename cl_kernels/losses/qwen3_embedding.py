@@ -18,6 +18,7 @@ from cl_kernels.losses.common import (
     total,
 )
 from cl_kernels.losses.contrast import Recipe, contrast
+from cl_kernels.losses.hardest import Negatives, own_similarity
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.module import LossModule
 from cl_kernels.pairs import PairFilter
@@ -140,5 +141,5 @@ def _below(query: Tensor, negatives: Tensor, bound: Tensor | None, normalize: bo
     if bound is None:
         return negatives.new_ones(negatives.shape[:2], dtype=torch.bool)
     rows = float_rows(negatives.flatten(0, 1), normalize=normalize).view(negatives.shape)
-    similarity = torch.matmul(rows, float_rows(query, normalize=normalize).unsqueeze(-1))
-    return similarity.squeeze(-1) < bound[:, None]
+    similarity = own_similarity(float_rows(query, normalize=normalize), Negatives(rows))
+    return similarity < bound[:, None]

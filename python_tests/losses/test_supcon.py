@@ -112,3 +112,13 @@ X, LABELS = torch.randn(4, D), torch.arange(4)
 def test_bad_arguments(error, changes, message):
     with pytest.raises(error, match=re.escape(message)):
         supcon(**{"x": X, "labels": LABELS} | changes)
+
+
+@pytest.mark.parametrize("labels", [LABELS % 2, [[0, 1], [1], [], [2]]], ids=["labels", "lists"])
+def test_the_rows_themselves_as_a_reference_set(labels, backend):
+    """The same tensor in both places is still a set of keys, in which each row finds itself."""
+    by_labels = isinstance(labels, torch.Tensor)
+    given = {"key_labels": labels} if by_labels else {}
+    options = {"normalize": False, "backend": backend}
+    found = supcon(X, labels, X, **given, **options)
+    assert torch.equal(found, supcon(X, labels, X.clone(), **given, **options))

@@ -6,32 +6,10 @@ import pytest
 import torch
 
 import cl_kernels
-from catalogue.family import metric
-from python_tests.helpers import frobenius, unit_rows
+from python_tests.helpers import unit_rows
+from python_tests.losses.edges import assert_as_textbook, graded
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-
-def trained(x):
-    return x.detach().clone().requires_grad_()
-
-
-def graded(loss, x, *others, **settings):
-    """The value, and the gradient of x."""
-    x = trained(x)
-    value = loss(x, *others, **settings)
-    (grad,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), grad
-
-
-def assert_as_textbook(name, x, *others, tolerance=1e-5, **settings):
-    """Value and gradient of x against the dense form of the same numbers in float64."""
-    value, grad = graded(getattr(cl_kernels, name), x, *others, **settings)
-    exact = [o.double() if torch.is_floating_point(o) else o for o in others]
-    truth, expected = graded(getattr(metric, name), x.double(), *exact, **settings)
-    assert value.isfinite().all() and grad.isfinite().all()
-    torch.testing.assert_close(value.double(), truth, rtol=tolerance, atol=tolerance)
-    assert frobenius(grad, expected) <= tolerance or (grad - expected).norm() <= tolerance
 
 
 TRIPLETS = [

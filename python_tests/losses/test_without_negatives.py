@@ -114,3 +114,14 @@ class TestNegativeCosine:
         x, y = torch.randn(2, B, D)
         _, grads = value_and_gradients(cl_kernels.negative_cosine, x, y, stop_gradient=stop)
         assert grads[0].any() and bool(grads[1].any()) != stop
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow_twins"])
+def test_statistics_are_in_full_under_autocast(name):
+    x, y = torch.randn(12, 6, requires_grad=True), torch.randn(12, 6)
+    outcomes = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = getattr(cl_kernels, name)(x, y)
+        outcomes.append((loss, *torch.autograd.grad(loss, x)))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
