@@ -116,7 +116,7 @@ def check_indices(name: str, index: Tensor, query: Tensor, num_keys: int, least:
             f"{name}: expected the device of query, {query.device}, got {index.device}"
         )
     if readable(index) and index.numel():
-        low, high = int(index.min()), int(index.max())
+        low, high = (int(x) for x in index.aminmax())
         if low < least or high >= num_keys:
             none = ", or -1" if least < 0 else ""
             raise ValueError(

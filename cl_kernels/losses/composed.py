@@ -108,11 +108,17 @@ class Step:
     """One evaluation: of the losses and, as long as its tensors are there, of their gradients."""
 
     def __init__(
-        self, c: Composition, inputs: Sequence[Tensor | None], scale: Tensor, needs: Needs
+        self,
+        c: Composition,
+        inputs: Sequence[Tensor | None],
+        margin: Tensor | None,
+        scale: Tensor,
+        needs: Needs,
     ):
         first, bias = inputs[0], c.call.pairs.query_bias
         assert first is not None
         self.c, self.scale, self.needs = c.of_batch(first), scale, needs
+        self.margin = margin  # a slope and an offset of each positive's similarity
         self.one_bias = bias is not None and not bias.dim()
         self.views = c.of_rows.of_one
         self.operands = Operands.of(inputs, self.views, c.normalize)
@@ -157,12 +163,15 @@ class Step:
 
     def _positives(self, statistics: Tensor) -> Tensor:
         """Their logits: [directions, B], or [B] where all directions have the same."""
-        logits, pairs = self.scale * statistics[-1], self.c.call.pairs
+        logits, pairs = self.scale * self._shifted(statistics[-1]), self.c.call.pairs
         if pairs.query_bias is not None:
             logits = logits + self._of_rows(pairs.query_bias)
         if pairs.key_bias is not None:  # the key of a view's row is the other view's
             logits = logits + self._of_rows(pairs.key_bias).flip(0)
         return logits
+
+    def _shifted(self, similarity: Tensor) -> Tensor:
+        return similarity if self.margin is None else self.margin[0] * similarity + self.margin[1]
 
     def _of_rows(self, x: Tensor) -> Tensor:
         """What is there for each row of the matrix, by direction: [directions, B], or [1, B]."""
@@ -184,7 +193,8 @@ class Step:
             if needs.negative_keys:
                 grad_further = operands.further.gradient(more.key)
         by_similarity = by_positives.sum(0)  # [B]
-        self._add_positives(grad_query, grad_key, (self.scale * by_similarity)[:, None])
+        slope = self.scale if self.margin is None else self.scale * self.margin[0]
+        self._add_positives(grad_query, grad_key, (slope * by_similarity)[:, None])
         if needs.query_bias:
             grad_query_bias = grad_query_bias + self._to_rows(by_positives)
         if needs.key_bias:
@@ -193,7 +203,7 @@ class Step:
             grad_query = operands.query.gradient(grad_query)
         if operands.key is not None and needs.second:
             grad_key = operands.key.gradient(grad_key)
-        grad_scale = grad_scale + (by_similarity * similarity).sum()
+        grad_scale = grad_scale + (by_similarity * self._shifted(similarity)).sum()
         if self.one_bias and needs.query_bias:
             grad_query_bias = grad_query_bias.sum()
         biases = grad_query_bias, grad_key_bias
@@ -267,7 +277,7 @@ class Step:
 
 
 def contrast(
-    backend: str, first, second, negative_keys, counted, scale, *arguments
+    backend: str, first, second, negative_keys, counted, margin, scale, *arguments
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The operation, composed: the loss, what ``contrast_backward`` needs of it and, of a total,
     the gradients that are needed."""
@@ -275,7 +285,7 @@ def contrast(
     needs = NO_NEEDS if reduction == "none" else Needs(*wanted)
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
     inputs = first, second, negative_keys, counted
-    step = Step(c, inputs, scale, needs)
+    step = Step(c, inputs, margin, scale, needs)
     statistics = step.statistics()
     losses = step.losses(statistics)
     gradients = []
@@ -286,11 +296,11 @@ def contrast(
 
 
 def contrast_backward(
-    backend: str, grad, statistics, first, second, negative_keys, counted, scale, *arguments
+    backend: str, grad, statistics, first, second, negative_keys, counted, margin, scale, *arguments
 ) -> list[Tensor]:
     """The gradients for ``grad`` of each row's loss."""
     *call, statistic, epilogue, normalize, in_batch, wanted = arguments
     c = Composition(backend, Call.of(call), statistic, epilogue, normalize, in_batch)
     inputs = first, second, negative_keys, counted
-    step = Step(c, inputs, scale, Needs(*wanted))
+    step = Step(c, inputs, margin, scale, Needs(*wanted))
     return step.gradients(grad, statistics)

@@ -21,7 +21,8 @@ from cl_kernels.pairs import PairFilter
 from cl_kernels.statistics.table import STATISTICS
 
 _INPUTS = (
-    f"Tensor first, Tensor second, Tensor? negative_keys, Tensor? counted, Tensor scale, {CALL}"
+    "Tensor first, Tensor second, Tensor? negative_keys, Tensor? counted, Tensor? margin,"
+    f" Tensor scale, {CALL}"
 )
 _RECIPE = "str statistic, str epilogue, bool normalize, bool in_batch"
 
@@ -41,7 +42,7 @@ def _gradients_fake(first, second, negative_keys, call: Sequence[Any], statistic
     return [new_like(first, *shape) for shape in composed.Needs(*wanted).of(views, shapes)]
 
 
-def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
+def _contrast_fake(first, second, negative_keys, counted, margin, scale, *arguments):
     *call, statistic, _, _, _, reduction, needs = arguments
     wanted = composed.NO_NEEDS if reduction == "none" else needs
     return (
@@ -52,7 +53,7 @@ def _contrast_fake(first, second, negative_keys, counted, scale, *arguments):
 
 
 def _contrast_backward_fake(
-    grad, statistics, first, second, negative_keys, counted, scale, *arguments
+    grad, statistics, first, second, negative_keys, counted, margin, scale, *arguments
 ):
     *call, statistic, _, _, _, needs = arguments
     return _gradients_fake(first, second, negative_keys, call, statistic, needs)
@@ -97,6 +98,7 @@ def contrast(
     reduction: str,
     backend: str | None,
     vectors: Mapping[str, Tensor | None] | None = None,
+    margin: Tensor | None = None,
 ) -> Tensor:
     """The reduced losses, or those of all rows for ``reduction="none"``.
 
@@ -113,6 +115,8 @@ def contrast(
         backend: Which backend serves the call.
         vectors: Other options of ``Pairs``; biases are added to the positives' logits too, and
             one number, 0-d, may stand for those of all queries.
+        margin: A slope and an offset of each positive's similarity, [2, B], or of all, [2, 1]:
+            constants, by which the loss gives way to a margin's.
     """
     check_flag("normalize", recipe.normalize)
     M, N = first.shape[0], second.shape[0]
@@ -129,7 +133,8 @@ def contrast(
         if negative_keys is not None and (own or recipe.in_batch):
             shapes.append((M, counted.shape[1] if own else negative_keys.shape[0]))
         return _explained(request, name, backend, first, shapes, reduction)
-    return _contrast(recipe, reduction, name, call, scale, first, second, negative_keys, counted)
+    further = negative_keys, counted, margin
+    return _contrast(recipe, reduction, name, call, scale, first, second, *further)
 
 
 def _explained(request, name, backend, first, shapes, reduction) -> Tensor:
@@ -153,6 +158,7 @@ def _contrast(
     second: Tensor,
     negative_keys: Tensor | None,
     counted: Tensor | None,
+    margin: Tensor | None,
 ) -> Tensor:
     call, factor = call.concrete(), number_tensor(scale, first)
     inputs = (
@@ -162,11 +168,11 @@ def _contrast(
     needs = tuple(x is not None and x.requires_grad for x in inputs)
     if not (torch.is_grad_enabled() and any(needs)):
         compute = overload("contrast", backend)
-        given = *inputs[:3], counted, factor, *call.arguments
+        given = *inputs[:3], counted, margin, factor, *call.arguments
         return compute(*given, *recipe, reduction, composed.NO_NEEDS)[0]
     if reduction == "none":
-        return differentiable(_RowLosses, *inputs, counted, recipe, backend, call)
-    return differentiable(_Total, *inputs, counted, recipe, backend, call, reduction, needs)
+        return differentiable(_RowLosses, *inputs, counted, margin, recipe, backend, call)
+    return differentiable(_Total, *inputs, counted, margin, recipe, backend, call, reduction, needs)
 
 
 def _of_inputs(ctx: Any, recipe: Recipe, gradients) -> tuple[Tensor | None, ...]:
@@ -181,10 +187,10 @@ class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
-        recipe, backend, call,
+        margin, recipe, backend, call,
     ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
-        inputs = first, second, negative_keys, counted, scale
+        inputs = first, second, negative_keys, counted, margin, scale
         compute = overload("contrast", backend)
         arguments = *call.arguments, *recipe, "none", composed.NO_NEEDS
         losses, statistics, _ = compute(*inputs, *arguments)
@@ -200,7 +206,7 @@ class _RowLosses(torch.autograd.Function):
         compute = overload("contrast_backward", ctx.backend)
         grad = grads[0].contiguous()
         gradients = compute(grad, *saved, *call.arguments, *ctx.recipe, ctx.needs)
-        return *_of_inputs(ctx, ctx.recipe, gradients), *(None,) * 4
+        return *_of_inputs(ctx, ctx.recipe, gradients), *(None,) * 5
 
 
 class _Total(torch.autograd.Function):
@@ -210,10 +216,10 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, first, second, negative_keys, scale, query_bias, key_bias, counted,
-        recipe, backend, call, reduction, needs,
+        margin, recipe, backend, call, reduction, needs,
     ):  # fmt: skip
         call = call.with_biases(query_bias, key_bias)
-        inputs = first, second, negative_keys, counted, scale
+        inputs = first, second, negative_keys, counted, margin, scale
         compute = overload("contrast", backend)
         loss, _, gradients = compute(*inputs, *call.arguments, *recipe, reduction, needs)
         ctx.save_for_backward(*gradients)
@@ -224,4 +230,4 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         (grad,) = grads
-        return *_of_inputs(ctx, ctx.recipe, [grad * g for g in ctx.saved_tensors]), *(None,) * 6
+        return *_of_inputs(ctx, ctx.recipe, [grad * g for g in ctx.saved_tensors]), *(None,) * 7

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_number
-from cl_kernels.checks import as_factor
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -18,12 +17,12 @@ from cl_kernels.losses.common import (
     inverse,
     logit_bound,
     no_loss,
-    total,
 )
-from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.module import LossModule
-from cl_kernels.statistics.positives import pair_logits
-from cl_kernels.statistics.rows import float_rows
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.operands import halves
+from cl_kernels.losses.visits import Visit, visit
+from cl_kernels.pairs import PairFilter
 
 
 def hard_negative(
@@ -80,22 +79,47 @@ def hard_negative(
     if B < 2:
         return no_loss(2 * B, reduction, view_0, view_1, scale)
 
-    def against(factor: float) -> Tensor:
-        """Log-sum-exp over negatives at ``factor * scale``, less the positive's logit, [2B]."""
-        bound = logit_bound(normalize, scale=factor, temperature=temperature)
-        options = {"logit_bound": bound, "reduction": "none", "backend": backend}
-        recipe = Recipe("self_logsumexp", "difference", normalize)
-        return contrast(recipe, view_0, view_1, factor * scale, **options)
+    rows = torch.cat((view_0, view_1))
+    image = torch.arange(B, device=view_0.device).repeat(2)
+    factors = (1 + beta, beta) if beta > 0 else (1.0,)
+    visits = tuple(
+        visit(
+            "self_logsumexp", rows, None, PairFilter(image, image, "different"),
+            logit_bound=logit_bound(normalize, scale=factor, temperature=temperature),
+            backend=backend,
+        )
+        for factor in factors
+    )  # fmt: skip
+    settings = visits, factors, tau_plus
+    return _losses((rows,), (scale,), *settings, normalize=normalize, reduction=reduction)
 
-    count = as_factor(2 * B - 2, view_0).log()
-    negatives = against(1 + beta)
-    if beta > 0:
-        negatives = negatives - against(beta) + count
-    if tau_plus > 0:
-        first, second = (float_rows(view, normalize=normalize) for view in (view_0, view_1))
-        floor = (count - abs(scale) - pair_logits(first, second, scale)).repeat(2)
-        negatives = _debiased(negatives, math.log(tau_plus) + count, tau_plus, floor)
-    return total(F.softplus(negatives, threshold=40), reduction)
+
+@one_step
+def _losses(
+    x: Embeddings, scale: Tensor, visits: tuple[Visit, ...], factors: tuple[float, ...], tau_plus
+) -> tuple[Tensor, Pull]:
+    streamed = [Streamed(v, x, scale=f * scale) for v, f in zip(visits, factors, strict=True)]
+    others = torch.cat(halves(x.rows)[::-1])
+    similarity = (x.rows * others).sum(1)
+    positive = scale * similarity
+    count = torch.full_like(scale, len(x) - 2).log()
+    # Less the positive's logit: log of the weighted mean of exp(logit) times the count.
+    weighted = streamed[0].value - positive
+    if len(streamed) > 1:
+        weighted = weighted - streamed[1].value + count
+    debiased = _Debiased(weighted, count - abs(scale) - positive, tau_plus, count)
+
+    def pull(grad: Tensor) -> tuple[Tensor]:
+        by_weighted, by_floor = debiased.pull(grad * debiased.value.sigmoid())
+        of_scale = factors[0] * streamed[0].pull(by_weighted)
+        if len(streamed) > 1:
+            of_scale = of_scale + factors[1] * streamed[1].pull(-by_weighted)
+        by_positive = -(by_weighted + by_floor)
+        # A row's positive is the other view, whose positive it is.
+        x.add_weighted(scale * (by_positive + torch.cat(halves(by_positive)[::-1])), others)
+        return (of_scale + torch.dot(by_positive, similarity) - scale.sign() * by_floor.sum(),)
+
+    return F.softplus(debiased.value, threshold=40), pull
 
 
 class HardNegativeLoss(LossModule):
@@ -118,10 +142,24 @@ def _check_shape_of_weights(beta: float, tau_plus: float) -> None:
         raise ValueError(f"tau_plus: expected at least 0 and below 1, got {tau_plus}")
 
 
-def _debiased(negatives: Tensor, false: Tensor, tau_plus: float, floor: Tensor) -> Tensor:
-    """``log max((exp(negatives) - exp(false)) / (1 - tau_plus), exp(floor))``: without overflow,
-    since only the ratio of the two is an exponential."""
-    gap = false - negatives
-    none_left = gap >= 0
-    rest = gap.masked_fill(none_left, -1).expm1().neg().log() - math.log1p(-tau_plus)
-    return torch.maximum((negatives + rest).masked_fill(none_left, -torch.inf), floor)
+class _Debiased:
+    """``log max((exp(negatives) - tau_plus * count) / (1 - tau_plus), exp(floor))``, of logarithms
+    less the positive's logit: without overflow, since only a ratio is an exponential."""
+
+    def __init__(self, negatives: Tensor, floor: Tensor, tau_plus: float, count: Tensor):
+        self.value, self.tau_plus = negatives, tau_plus
+        if tau_plus == 0:
+            return
+        gap = math.log(tau_plus) + count - negatives
+        none_left = gap >= 0
+        self.share = -gap.masked_fill(none_left, -1).expm1()  # that is left of the negatives
+        rest = (self.share / (1 - tau_plus)).log()
+        rest = (negatives + rest).masked_fill(none_left, -torch.inf)
+        self.above = ~(rest <= floor)  # of a NaN too
+        self.value = torch.maximum(rest, floor)
+
+    def pull(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """By the negatives, and by the floor."""
+        if self.tau_plus == 0:
+            return grad, torch.zeros_like(grad)
+        return torch.where(self.above, grad / self.share, 0), grad.masked_fill(self.above, 0)

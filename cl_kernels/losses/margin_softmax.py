@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from cl_kernels._numbers import check_flag, check_number
-from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar, check_indices
 from cl_kernels.losses.classes import Margin, contrast_classes
 from cl_kernels.losses.common import (
@@ -18,7 +17,6 @@ from cl_kernels.losses.common import (
     check_reduction,
     inverse,
     logit_bound,
-    total,
 )
 from cl_kernels.losses.own_weight import LossWithWeight
 
@@ -88,18 +86,17 @@ def margin_softmax(
     target = target.long().contiguous()
     if sample is not None:
         weight, target = _sampled(weight, target, sample, generator)
-    losses = contrast_classes(
+    return contrast_classes(
         x,
         weight,
         target,
         as_scalar("scale", scale, x),
         Margin(float(m1), float(m2), float(m3)),
         normalize=normalize,
-        compute_dtype=default_compute_dtype(x),
         logit_bound=logit_bound(normalize, scale=scale),
+        reduction=reduction,
         backend=backend,
     )
-    return total(losses, reduction)
 
 
 def arcface(

@@ -6,17 +6,11 @@ import torch
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
-from cl_kernels.losses.common import (
-    Reduction,
-    as_inputs,
-    check_reduction,
-    check_same_rows,
-    total,
-)
+from cl_kernels.losses.common import Reduction, as_inputs, check_reduction, check_same_rows
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.one_step import Embeddings, Pull, one_step, products, pull_products
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
-from cl_kernels.statistics.rows import float_rows
 
 
 def mega_batch_margin(
@@ -62,16 +56,39 @@ def mega_batch_margin(
     positive_margin = as_scalar("positive_margin", positive_margin, anchors)
     negative_margin = as_scalar("negative_margin", negative_margin, anchors)
     check_reduction(reduction)
-    query, key = (float_rows(rows, normalize=normalize) for rows in (anchors, positives))
     index = torch.arange(anchors.shape[0], device=anchors.device)
     hardest = topk(
         anchors.detach(), positives.detach(), 1, normalize=normalize,
         where=PairFilter(index, index, "different"), backend=backend,
     ).indices[:, 0]  # fmt: skip
-    of_positive = (query * key).sum(1)
-    of_negative = (query * key.index_select(0, hardest.clamp_min(0))).sum(1)
-    over = (of_negative - negative_margin).relu().masked_fill(hardest < 0, 0)
-    return total((positive_margin - of_positive).relu() + over, reduction)
+    return _losses(
+        (anchors, positives), (positive_margin, negative_margin), hardest,
+        normalize=normalize, reduction=reduction,
+    )  # fmt: skip
+
+
+@one_step
+def _losses(
+    anchors: Embeddings,
+    positives: Embeddings,
+    positive_margin: Tensor,
+    negative_margin: Tensor,
+    hardest: Tensor,
+) -> tuple[Tensor, Pull]:
+    at = hardest.clamp_min(0)
+    negatives = positives.rows.index_select(0, at)
+    near = (positive_margin - products(anchors, positives)).relu()
+    far = ((anchors.rows * negatives).sum(1) - negative_margin).relu()
+    far = far.masked_fill(hardest < 0, 0)
+
+    def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
+        by_near, by_far = (grad * (gap > 0) for gap in (near, far))
+        pull_products(anchors, positives, -by_near)
+        anchors.add_weighted(by_far, negatives)
+        positives.add_at(at, by_far[:, None] * anchors.rows)
+        return by_near.sum(), -by_far.sum()
+
+    return near + far, pull
 
 
 class MegaBatchMarginLoss(LossModule):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import as_scalar
-from cl_kernels.losses.common import Reduction, check_positive, check_reduction, logit_bound, total
+from cl_kernels.losses.common import Reduction, check_positive, check_reduction, logit_bound
 from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.search import topk
-from cl_kernels.statistics.functions import self_logsumexp
-from cl_kernels.statistics.rows import float_rows
 
 
 def multi_similarity(
@@ -64,26 +63,40 @@ def multi_similarity(
     labels = labels_of(x, labels)
     check_positive("alpha", alpha)
     check_positive("beta", beta)
-    base = number_tensor(as_scalar("base", base, x), x)
+    base = as_scalar("base", base, x)
     check_reduction(reduction)
     below = above = None
     if mining_margin is not None:
         margin = as_scalar("mining_margin", mining_margin, x)
         negative, positive = _hardest(x.detach(), labels, normalize, backend)
         below, above = negative + margin, positive - margin
-    rows = float_rows(x, normalize=normalize)
-    options = {"compute_dtype": default_compute_dtype(x), "backend": backend}
-    positives = self_logsumexp(
-        rows, -alpha, where=same_label(labels), below=below,
-        logit_bound=logit_bound(normalize, scale=alpha), **options,
+    positives = visit(
+        "self_logsumexp", x, None, same_label(labels), vectors={"below": below},
+        logit_bound=logit_bound(normalize, scale=alpha), backend=backend,
     )  # fmt: skip
-    negatives = self_logsumexp(
-        rows, beta, where=other_label(labels), above=above,
-        logit_bound=logit_bound(normalize, scale=beta), **options,
+    negatives = visit(
+        "self_logsumexp", x, None, other_label(labels), vectors={"above": above},
+        logit_bound=logit_bound(normalize, scale=beta), backend=backend,
     )  # fmt: skip
-    of_positives = softplus(positives, -alpha * base) / alpha
-    of_negatives = softplus(negatives, beta * base) / beta
-    return total(of_positives + of_negatives, reduction)
+    settings = positives, negatives, alpha, beta
+    return _losses((x,), (base,), *settings, normalize=normalize, reduction=reduction)
+
+
+@one_step
+def _losses(
+    x: Embeddings, base: Tensor, positives: Visit, negatives: Visit, alpha: float, beta: float
+) -> tuple[Tensor, Pull]:
+    near, far = Streamed(positives, x, scale=-alpha), Streamed(negatives, x, scale=beta)
+    losses = softplus(near.value, -alpha * base) / alpha + softplus(far.value, beta * base) / beta
+
+    def pull(grad: Tensor) -> tuple[Tensor]:
+        of_near = grad / alpha * (near.value + alpha * base).sigmoid()
+        of_far = grad / beta * (far.value - beta * base).sigmoid()
+        near.pull(of_near)
+        far.pull(of_far)
+        return ((alpha * of_near - beta * of_far).sum(),)
+
+    return losses, pull
 
 
 class MultiSimilarityLoss(LossModule):

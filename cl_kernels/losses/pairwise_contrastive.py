@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
-from cl_kernels.statistics.functions import HingeSum, self_hinge_sum
-from cl_kernels.statistics.rows import float_rows
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.visits import Visit, visit
 
 
 def pairwise_contrastive(
@@ -51,15 +50,36 @@ def pairwise_contrastive(
     labels = labels_of(x, labels)
     positive_margin = as_scalar("positive_margin", positive_margin, x)
     negative_margin = as_scalar("negative_margin", negative_margin, x)
-    rows = float_rows(x, normalize=normalize)
-    options = {"compute_dtype": default_compute_dtype(x), "backend": backend}
-    positives = self_hinge_sum(
-        rows, -1.0, where=same_label(labels), query_bias=positive_margin, **options
-    )
-    negatives = self_hinge_sum(
-        rows, 1.0, where=other_label(labels), query_bias=-negative_margin, **options
-    )
-    return _mean_of_active(positives) + _mean_of_active(negatives)
+    biased = {"biased": ("query_bias",), "backend": backend}
+    positives = visit("self_hinge_sum", x, None, same_label(labels), **biased)
+    negatives = visit("self_hinge_sum", x, None, other_label(labels), **biased)
+    margins = positive_margin, negative_margin
+    return _loss((x,), margins, positives, negatives, normalize=normalize)
+
+
+@one_step
+def _loss(
+    x: Embeddings,
+    positive_margin: Tensor,
+    negative_margin: Tensor,
+    positives: Visit,
+    negatives: Visit,
+) -> tuple[Tensor, Pull]:
+    def hinges(visit: Visit, sign: int, margin: Tensor) -> tuple[Streamed, Tensor]:
+        """Of each row, and over how many pairs their mean is taken."""
+        bias = (-sign * margin).expand(len(x)).contiguous()
+        streamed = Streamed(visit, x, scale=float(sign), query_bias=bias)
+        return streamed, streamed.values[1].sum().clamp_min(1)
+
+    near, count_near = hinges(positives, -1, positive_margin)
+    far, count_far = hinges(negatives, 1, negative_margin)
+
+    def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
+        of_near, of_far = ((grad / n).expand(len(x)) for n in (count_near, count_far))
+        (_, by_near), (_, by_far) = near.pull_biased(of_near), far.pull_biased(of_far)
+        return by_near.sum(), -by_far.sum()
+
+    return near.value.sum() / count_near + far.value.sum() / count_far, pull
 
 
 class PairwiseContrastiveLoss(LossModule):
@@ -71,7 +91,3 @@ class PairwiseContrastiveLoss(LossModule):
 
     function = pairwise_contrastive
     inputs = "x", "labels"
-
-
-def _mean_of_active(found: HingeSum) -> Tensor:
-    return found.sum.sum() / found.active.sum().clamp_min(1)

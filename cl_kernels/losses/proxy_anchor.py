@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import as_scalar, check_indices
 from cl_kernels.losses.common import as_inputs, check_positive, logit_bound
 from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.labels import as_labels, segment_logsumexp
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
 from cl_kernels.losses.own_weight import LossWithWeight
+from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter
-from cl_kernels.statistics.functions import row_logsumexp
-from cl_kernels.statistics.rows import float_rows
 
 
 def proxy_anchor(
@@ -57,23 +56,43 @@ def proxy_anchor(
     C = proxies.shape[0]
     check_indices("labels", labels, x, C)
     check_positive("alpha", alpha)
-    threshold = -alpha * number_tensor(as_scalar("margin", margin, x), x)
-    rows, anchors = (float_rows(each, normalize=normalize) for each in (x, proxies))
-    similarity = (rows * anchors.index_select(0, labels)).sum(1)
-    positives = segment_logsumexp(-alpha * similarity, labels, C, empty=-torch.inf)
-    classes = torch.arange(C, device=x.device)
-    negatives = row_logsumexp(
-        anchors,
-        rows,
-        alpha,
-        where=PairFilter(classes, labels, "different"),
-        compute_dtype=default_compute_dtype(x),
-        logit_bound=logit_bound(normalize, scale=alpha),
-        backend=backend,
-    )
-    some = (positives > -torch.inf).sum().clamp_min(1)  # classes that have rows
-    of_positives = softplus(positives, threshold).sum() / some
-    return of_positives + softplus(negatives, threshold).sum() / max(C, 1)
+    margin = as_scalar("margin", margin, x)
+    others = PairFilter(torch.arange(C, device=x.device), labels, "different")
+    negatives = visit(
+        "row_logsumexp", proxies, x, others,
+        logit_bound=logit_bound(normalize, scale=alpha), backend=backend,
+    )  # fmt: skip
+    return _loss((proxies, x), (margin,), negatives, labels, alpha, normalize=normalize)
+
+
+@one_step
+def _loss(
+    proxies: Embeddings,
+    x: Embeddings,
+    margin: Tensor,
+    negatives: Visit,
+    labels: Tensor,
+    alpha: float,
+) -> tuple[Tensor, Pull]:
+    own = proxies.rows.index_select(0, labels)
+    logits = -alpha * (x.rows * own).sum(1)
+    near = segment_logsumexp(logits, labels, len(proxies), empty=-torch.inf)
+    far = Streamed(negatives, proxies, x, alpha)
+    threshold = -alpha * margin
+    with_rows = (near > -torch.inf).sum().clamp_min(1)
+    classes = max(len(proxies), 1)
+
+    def pull(grad: Tensor) -> tuple[Tensor]:
+        by_near = grad / with_rows * (near - threshold).sigmoid()
+        by_far = grad / classes * (far.value - threshold).sigmoid()
+        far.pull(by_far)
+        weight = (logits - near.index_select(0, labels)).exp() * by_near.index_select(0, labels)
+        x.add_weighted(-alpha * weight, own)
+        proxies.add_at(labels, (-alpha * weight)[:, None] * x.rows)
+        return (alpha * (by_near.sum() + by_far.sum()),)
+
+    of_near, of_far = (softplus(value, threshold).sum() for value in (near, far.value))
+    return of_near / with_rows + of_far / classes, pull
 
 
 def _kaiming(proxies: Tensor) -> Tensor:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_kernels.calls import default_compute_dtype, number_tensor
+from cl_kernels.calls import number_tensor
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.clip import ClipLoss
-from cl_kernels.losses.common import (
-    Reduction,
-    as_image_text,
-    check_reduction,
-    logit_bound,
-    total,
-)
+from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, logit_bound
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.labels import as_labels
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter
-from cl_kernels.statistics.functions import row_softplus_sum
-from cl_kernels.statistics.rows import float_rows
 
 Ids = Tensor | tuple[Tensor, Tensor]
 
@@ -69,11 +63,16 @@ def siglip(
     if logit_bias is not None:
         bias = number_tensor(as_scalar("logit_bias", logit_bias, image_features), image_features)
     if ids is not None:
-        belonging = _as_ids(ids, image_features, text_features)
-        losses = _of_groups(
-            image_features, text_features, scale, bias, belonging, normalize, backend
+        ids = _as_ids(ids, image_features, text_features)
+        options = {"biased": () if bias is None else ("query_bias",), "backend": backend}
+        visits = (
+            visit(
+                "row_softplus_sum", image_features, text_features, PairFilter(*ids, keep), **options
+            )
+            for keep in ("different", "same")
         )
-        return total(losses, reduction)
+        pair = image_features, text_features
+        return _of_groups(pair, (scale, bias), *visits, normalize=normalize, reduction=reduction)
     return contrast(
         Recipe("row_softplus_sum", "sigmoid", normalize),
         image_features,
@@ -106,18 +105,27 @@ def _as_ids(ids: Ids, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     return of_images, as_labels("ids", of_texts, texts, "text_features")
 
 
+@one_step
 def _of_groups(
-    images, texts, scale, bias, ids: tuple[Tensor, Tensor], normalize: bool, backend
-) -> Tensor:
+    images: Embeddings,
+    texts: Embeddings,
+    scale: Tensor,
+    bias: Tensor | None,
+    negatives: Visit,
+    positives: Visit,
+) -> tuple[Tensor, Pull]:
     """The loss of each image. Of a sum over all texts less the positives' logits a float32 would
     lose the digits."""
-    compute_dtype = default_compute_dtype(images)
-    images, texts = (float_rows(x, normalize=normalize) for x in (images, texts))
 
-    def softplus_sum(sign: int, where: PairFilter) -> Tensor:
-        query_bias = None if bias is None else sign * bias
-        options = {"query_bias": query_bias, "compute_dtype": compute_dtype, "backend": backend}
-        return row_softplus_sum(images, texts, sign * scale, where=where, **options)
+    def softplus_sum(visit: Visit, sign: int) -> Streamed:
+        biases = None if bias is None else (sign * bias).expand(len(images)).contiguous()
+        return Streamed(visit, images, texts, sign * scale, biases)
 
-    negatives = softplus_sum(1, PairFilter(*ids, "different"))
-    return negatives + softplus_sum(-1, PairFilter(*ids, "same"))
+    far, near = softplus_sum(negatives, 1), softplus_sum(positives, -1)
+
+    def pull(grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        grad = grad.expand(len(images))
+        (by_far, bias_far), (by_near, bias_near) = far.pull_biased(grad), near.pull_biased(grad)
+        return by_far - by_near, None if bias is None else bias_far.sum() - bias_near.sum()
+
+    return far.value + near.value, pull

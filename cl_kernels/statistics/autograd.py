@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,13 +82,30 @@ class _FrozenKey(torch.autograd.Function):
     def backward(ctx: Any, *grads):
         check_backward(*grads)
         query, scale, values, keys = ctx.saved_tensors
-        empty = (values == -torch.inf)[:, None]
-        grad = grads[0][:, None].masked_fill(empty, 0)
-        grad_query = grad_scale = None
-        if ctx.needs_input_grad[0]:
-            grad_query = (keys * (scale * grad)).to(query.dtype)
-        if ctx.needs_input_grad[2]:
-            rounded = query.to(ctx.compute_dtype).to(keys.dtype)
-            products = (rounded * keys).mul_(grad).masked_fill_(empty, 0)
-            grad_scale = products.sum(dtype=widest(products.device)).to(scale.dtype)
-        return grad_query, None, grad_scale, *(None,) * 3
+        of_query, of_scale = frozen_gradients(
+            grads[0], values, keys, query, scale, ctx.compute_dtype, ctx.needs_input_grad[::2]
+        )
+        of_query = None if of_query is None else of_query.to(query.dtype)
+        return of_query, None, of_scale, *(None,) * 3
+
+
+def frozen_gradients(
+    grad: Tensor,
+    values: Tensor,
+    keys: Tensor,
+    query: Tensor,
+    scale: Tensor,
+    compute_dtype: torch.dtype,
+    needs: Sequence[bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the query and of the scale, from what ``weighted_key`` found."""
+    empty = (values == -torch.inf)[:, None]
+    grad = grad[:, None].masked_fill(empty, 0)
+    of_query = of_scale = None
+    if needs[0]:
+        of_query = keys * (scale * grad)
+    if needs[1]:
+        rounded = query.to(compute_dtype).to(keys.dtype)
+        products = (rounded * keys).mul_(grad).masked_fill_(empty, 0)
+        of_scale = products.sum(dtype=widest(products.device)).to(scale.dtype)
+    return of_query, of_scale

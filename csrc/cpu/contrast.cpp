@@ -34,8 +34,13 @@ Contrast<Fold>::Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilog
       scale_(*data<T>(inputs.scale)),
       query_bias_(optional_data<T>(inputs.call.pairs.query_bias)),
       key_bias_(optional_data<T>(inputs.call.pairs.key_bias)),
+      margin_(optional_data<T>(inputs.margin)),
       query_(rows_of_queries<T>(inputs)),
       key_(rows_of_keys<T>(inputs)) {
+  if (margin_) {
+    margin_size_ = inputs.margin->size(1);
+    margin_step_ = margin_size_ == 1 ? 0 : 1;
+  }
   if (inputs.in_batch) loop_.emplace(loop_of(query_, key_, scale_, inputs.call));
   if (inputs.counted)
     own_keys_.emplace(query_, *inputs.negative_keys, *inputs.counted, scale_, query_bias_,
@@ -75,7 +80,7 @@ void Contrast<Fold>::each_statistic(const T* statistics, const F& f) const {
   for (int64_t d = 0; d < directions; ++d)
     for (int64_t i = 0; i < batch; ++i) {
       const int64_t r = d * batch + i;
-      const T logit = scale_ * similarity[i] + bias(positive(d, i));
+      const T logit = scale_ * shifted(i, similarity[i]) + bias(positive(d, i));
       f(r, inputs_.is_self() ? r : i, share, logit);
     }
 }
@@ -158,7 +163,8 @@ double Contrast<Fold>::add_positives(const Pulled& pulled, const T* statistics,
       if (into.query_bias) into.query_bias[at.query] += of_direction;
       if (into.key_bias) into.key_bias[at.key] += of_direction;
     }
-    grad_scale += pull[i] * similarity[i];
+    grad_scale += pull[i] * shifted(i, similarity[i]);
+    pull[i] *= slope(i);
   }
   T* const second = inputs_.is_self() ? into.query + batch * query_.width() : into.key;
   pull_together(pull.data(), into.query, second);

@@ -17,6 +17,7 @@ struct ContrastInputs {
   const Tensor &first, &second;                // [B, D]
   const std::optional<Tensor>& negative_keys;  // [K, D]
   const std::optional<Tensor>& counted;  // [B, K]: negative_keys are each query's own, [B K, D]
+  const std::optional<Tensor>& margin;   // [2, B] or [2, 1]: slopes and offsets of similarities
   const Tensor& scale;
   const Call& call;
   Sides sides;
@@ -92,6 +93,13 @@ class Contrast {
     return (query_bias_ ? query_bias_[at.query] : T(0)) + (key_bias_ ? key_bias_[at.key] : T(0));
   }
 
+  T slope(int64_t i) const { return margin_ ? margin_[margin_step_ * i] : T(1); }
+
+  // What stands for a positive's similarity, as a margin has it.
+  T shifted(int64_t i, T similarity) const {
+    return margin_ ? slope(i) * similarity + margin_[margin_size_ + margin_step_ * i] : similarity;
+  }
+
   const T* first_row(int64_t i) const { return query_.row(i); }
   const T* second_row(int64_t i) const {
     return key_ ? key_->row(i) : query_.row(inputs_.batch() + i);
@@ -107,7 +115,8 @@ class Contrast {
   Epilogue<T> epilogue_;
   ContrastNeeds needs_;
   T scale_;
-  const T *query_bias_, *key_bias_;
+  const T *query_bias_, *key_bias_, *margin_;
+  int64_t margin_size_ = 0, margin_step_ = 0;
   Rows<T> query_;
   std::optional<Rows<T>> key_;       // none of views, which are their own keys
   std::optional<TileLoop<T>> loop_;  // of negatives in the batch, if there are any

@@ -94,6 +94,9 @@ ContrastNeeds needs_of(const std::vector<bool>& needs, const Pairs& pairs) {
 void check_contrast(const ContrastInputs& inputs) {
   const Tensor& first = inputs.first;
   check_tensor("second", inputs.second, first, first.scalar_type(), {first.size(0), first.size(1)});
+  if (inputs.margin)
+    check_tensor("margin", *inputs.margin, first, accumulator(first),
+                 {2, inputs.margin->dim() == 2 && inputs.margin->size(1) == 1 ? 1 : first.size(0)});
   const bool alone = !inputs.in_batch;
   STD_TORCH_CHECK(
       !alone || (inputs.negative_keys && inputs.sides == Sides::row && !inputs.call.pairs.key_bias),
@@ -141,14 +144,14 @@ TensorList needed_of(ContrastGradients grads, const Call& call) {
 // The loss, what contrast_backward needs, and of a total the gradients that are needed.
 std::tuple<Tensor, Tensor, TensorList> contrast(
     const Tensor& first, const Tensor& second, const std::optional<Tensor>& negative_keys,
-    const std::optional<Tensor>& counted, const Tensor& scale, const Call& call,
-    const std::string& statistic, const std::string& epilogue, bool normalize, bool in_batch,
-    const std::string& reduction, const std::vector<bool>& needs_list) {
+    const std::optional<Tensor>& counted, const std::optional<Tensor>& margin, const Tensor& scale,
+    const Call& call, const std::string& statistic, const std::string& epilogue, bool normalize,
+    bool in_batch, const std::string& reduction, const std::vector<bool>& needs_list) {
   check_embeddings("first", first);
   const auto [sides, fold] = parts_of(statistic);
   const Call of_rows = call_of_rows(call, first, sides, in_batch);
-  const ContrastInputs inputs{first,   second, negative_keys, counted, scale,
-                              of_rows, sides,  normalize,     in_batch};
+  const ContrastInputs inputs{first, second,  negative_keys, counted,   margin,
+                              scale, of_rows, sides,         normalize, in_batch};
   check_contrast(inputs);
   const bool mean = reduction == "mean", none = reduction == "none";
   STD_TORCH_CHECK(mean || none || reduction == "sum",
@@ -177,15 +180,16 @@ std::tuple<Tensor, Tensor, TensorList> contrast(
 
 TensorList contrast_backward(const Tensor& grad, const Tensor& statistics, const Tensor& first,
                              const Tensor& second, const std::optional<Tensor>& negative_keys,
-                             const std::optional<Tensor>& counted, const Tensor& scale,
+                             const std::optional<Tensor>& counted,
+                             const std::optional<Tensor>& margin, const Tensor& scale,
                              const Call& call, const std::string& statistic,
                              const std::string& epilogue, bool normalize, bool in_batch,
                              const std::vector<bool>& needs_list) {
   check_embeddings("first", first);
   const auto [sides, fold] = parts_of(statistic);
   const Call of_rows = call_of_rows(call, first, sides, in_batch);
-  const ContrastInputs inputs{first,   second, negative_keys, counted, scale,
-                              of_rows, sides,  normalize,     in_batch};
+  const ContrastInputs inputs{first, second,  negative_keys, counted,   margin,
+                              scale, of_rows, sides,         normalize, in_batch};
   check_contrast(inputs);
   check_vector("grad", grad, first, inputs.losses());
   check_tensor("statistics", statistics, first, accumulator(first),

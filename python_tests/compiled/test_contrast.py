@@ -39,7 +39,7 @@ def inputs(
     statistic, batch, width, dtype, further, filters=0, bounded=False, in_batch=True, one=False
 ):
     """Positional arguments before the kind of loss: related rows, which are not of unit length;
-    ``one``: with one bias of all queries."""
+    ``one``: with one bias and one margin of all queries."""
     exact = accumulator(dtype)
     first = torch.randn(batch, width, dtype=exact)
     second = first + 0.5 * torch.randn(batch, width, dtype=exact)
@@ -55,7 +55,9 @@ def inputs(
     negative_keys = None if further is None else torch.randn(further, width, dtype=exact).to(dtype)
     embeddings = (x.to(dtype) / width**0.5 for x in (first, second))
     scale = torch.tensor(3.0, dtype=exact)
-    return *embeddings, negative_keys, None, scale, *Call(pairs, dtype, None).arguments
+    margin = torch.stack((1 + torch.rand(batch), -torch.rand(batch))).to(exact)
+    margin = None if bounded else margin[:, :1].contiguous() if one else margin
+    return *embeddings, negative_keys, None, margin, scale, *Call(pairs, dtype, None).arguments
 
 
 def both(operation, *arguments):
@@ -102,8 +104,8 @@ def test_contrast(statistic, epilogue, normalize, in_batch, batch, further):
     for dtype in RULE:
         given = inputs(statistic, batch, 24, dtype, further, filters=2, in_batch=in_batch)
         if statistic.endswith("logsumexp") and epilogue == "difference":  # of no negative: -inf
-            biases = dict(zip(("query_bias", "key_bias"), given[10:12], strict=True))
-            given = *given[:5], *Call(Pairs(**biases), dtype, None).arguments
+            biases = dict(zip(("query_bias", "key_bias"), given[11:13], strict=True))
+            given = *given[:6], *Call(Pairs(**biases), dtype, None).arguments
         for reduction in ("mean", "sum", "none"):
             compared = both(
                 "contrast", *given, *kind, reduction,
@@ -152,7 +154,7 @@ def test_own_keys(epilogue, in_batch, each):
         given[2][~counted.view(-1)] = torch.nan  # padding
         given[3] = counted
         if not in_batch:
-            given[5:] = Call(Pairs(query_bias=given[10]), dtype, None).arguments
+            given[6:] = Call(Pairs(query_bias=given[11]), dtype, None).arguments
         every = all_needs(0, in_batch)
         for needs in (every, [*every[:2], False, *every[3:]], [False, True, True, False] * 2):
             needs = [*needs[:5], needs[5] and in_batch]
@@ -185,9 +187,11 @@ def test_bounds():
         (2, torch.randn(24), "negative_keys: expected"),
         (3, torch.ones(5, 2, dtype=torch.bool), "negative_keys: expected 2 for each of the 5"),
         (3, torch.ones(5), "counted: expected contiguous Bool"),
-        (4, torch.randn(1), "scale: expected"),
-        (10, torch.randn((), dtype=torch.float64), "query_bias: expected contiguous Float"),
-        (10, torch.randn(4), "query_bias: expected contiguous Float"),
+        (4, torch.randn(2, 4), "margin: expected contiguous Float"),
+        (4, torch.randn(5), "margin: expected contiguous Float"),
+        (5, torch.randn(1), "scale: expected"),
+        (11, torch.randn((), dtype=torch.float64), "query_bias: expected contiguous Float"),
+        (11, torch.randn(4), "query_bias: expected contiguous Float"),
     ],
 )
 def test_bad_arguments(position, bad, message):

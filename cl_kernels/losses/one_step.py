@@ -1,0 +1,235 @@
+"""A loss and its gradients in one step of autograd.
+
+A loss is a short function of vectors: streamed statistics, products of matching rows, numbers. At
+small batches autograd's nodes between these take longer than all arithmetic. So a loss may say its
+derivative by the vectors itself, and the gradient of a total, which is known up to one factor, is
+made in the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_kernels._numbers import check_flag
+from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
+from cl_kernels.calls import number_tensor
+from cl_kernels.losses.common import total
+from cl_kernels.losses.operands import Rows
+from cl_kernels.losses.visits import Visit
+from cl_kernels.statistics.autograd import frozen_gradients
+from cl_kernels.statistics.operations import backward, forward, weighted_key
+from cl_kernels.statistics.table import STATISTICS
+
+# From the gradient of each row's loss ([R], or 0-d for all) to those of numbers; that of embeddings
+# is added up in these.
+Pull = Callable[[Tensor], Sequence[Tensor]]
+
+
+class Embeddings:
+    """Rows as a loss takes them, and their gradient as far as it is summed up."""
+
+    def __init__(self, rows: Tensor, norm: Tensor | None, trained: bool):
+        self.rows, self.norm, self.trained = rows, norm, trained
+        self.grad: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def add(self, grad: Tensor) -> None:
+        """``grad`` is nobody else's."""
+        if self.trained:
+            self.grad = grad if self.grad is None else self.grad.add_(grad)
+
+    def add_weighted(self, weight: Tensor, others: Tensor) -> None:
+        """From products with other rows, whose gradient is ``weight``, [M]."""
+        if self.trained and self.grad is None:
+            self.grad = weight[:, None] * others
+        elif self.grad is not None:
+            self.grad.addcmul_(weight[:, None], others)
+
+    def add_at(self, index: Tensor, grad: Tensor) -> None:
+        """From rows that were taken, any number of times."""
+        if self.trained:
+            self.grad = torch.zeros_like(self.rows) if self.grad is None else self.grad
+            self.grad.index_add_(0, index, grad)
+
+    def gradient(self, dtype: torch.dtype) -> Tensor:
+        """Of the embeddings that the rows are made of; it is not summed up any further."""
+        grad, self.grad = self.grad, None
+        if grad is None:
+            return torch.zeros_like(self.rows, dtype=dtype)
+        return Rows(self.rows, self.norm).gradient(grad).to(dtype)
+
+
+class Streamed:
+    """A statistic of embeddings: its values, and how they pull.
+
+    Args:
+        visit: Which, of which pairs.
+        query: [M, D].
+        key: [N, D]; None of a statistic of one.
+        scale: Of the logits, a float or 0-d.
+        query_bias: Added to the logits, [M].
+    """
+
+    def __init__(
+        self,
+        visit: Visit,
+        query: Embeddings,
+        key: Embeddings | None = None,
+        scale: float | Tensor = 1.0,
+        query_bias: Tensor | None = None,
+    ):
+        self.statistic, self.backend = STATISTICS[visit.statistic], visit.backend
+        self.query, self.key, self.scale = query, key, number_tensor(scale, query.rows)
+        call = visit.call.concrete()
+        self.call = call if query_bias is None else call.with_biases(query_bias, None)
+        self.weighted: Tensor | None = None
+        self.values = self._values()
+
+    @property
+    def value(self) -> Tensor:
+        return self.values[0]
+
+    def _values(self) -> tuple[Tensor, ...]:
+        statistic, query, key = self.statistic, self.query.rows, self.key
+        keys = None if key is None else key.rows
+        if self.backend is None:  # it is only noted
+            sides = (query, query if keys is None else keys)
+            return statistic.from_zeros(*(x.new_zeros(x.shape[0]) for x in sides))
+        alone = self.query.trained and key is not None and not key.trained
+        if alone and statistic.has_weighted_key and self.call.pairs.query_bias is None:
+            given = self.backend, query, key.rows, self.scale, self.call
+            value, self.weighted = weighted_key(statistic, *given)
+            return (value,)
+        return forward(statistic, self.backend, query, keys, self.scale, self.call)
+
+    def pull(self, *grads: Tensor) -> Tensor:
+        """Adds to the embeddings' gradients; returns that of the scale."""
+        return self.pull_biased(*grads)[0]
+
+    def pull_biased(self, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """And that of ``query_bias``."""
+        query, key = self.query, self.key
+        if self.weighted is not None:
+            of_query, of_scale = frozen_gradients(
+                grads[0], self.value, self.weighted, query.rows, self.scale,
+                self.call.compute_dtype,
+            )  # fmt: skip
+            query.add(of_query)
+            return of_scale, grads[0]
+        assert self.backend is not None
+        of_key = key is not None and key.trained
+        wanted = query.trained or not of_key, of_key, self.call.pairs.query_bias is not None, False
+        found = backward(
+            self.statistic, self.backend, [g.contiguous() for g in grads],
+            self.statistic.differentiable(self.values), query.rows,
+            None if key is None else key.rows, self.scale, self.call, wanted,
+        )  # fmt: skip
+        query.add(found.query)
+        if key is not None and of_key:
+            key.add(found.key)
+        return found.scale, found.query_bias
+
+
+def products(first: Embeddings, second: Embeddings) -> Tensor:
+    """Of matching rows, [M]."""
+    return (first.rows * second.rows).sum(1)
+
+
+def pull_products(first: Embeddings, second: Embeddings, grad: Tensor) -> None:
+    first.add_weighted(grad, second.rows)
+    second.add_weighted(grad, first.rows)
+
+
+def one_step(loss: Callable[..., tuple[Tensor, Pull]]) -> Callable[..., Tensor]:
+    """Makes ``evaluate(embeddings, numbers, *settings, normalize, reduction)`` of ``loss``.
+
+    ``loss(*embeddings, *numbers, *settings)`` returns the losses of rows, [R], or one total, and
+    how they pull. Embeddings, [M, D], come to it as ``Embeddings``, of unit length if
+    ``normalize``; numbers, which may be trained, as 0-d tensors. Either may be None. Settings are
+    what ``in_graph`` takes.
+    """
+
+    @in_graph
+    @wraps(loss)
+    def evaluated(embeddings, numbers, settings, normalize: bool, reduction: str) -> Tensor:
+        like = next(x for x in embeddings if x is not None)
+        numbers = tuple(None if x is None else number_tensor(x, like) for x in numbers)
+        inputs = *(x if x is None else x.contiguous() for x in embeddings), *numbers
+        needs = tuple(x is not None and x.requires_grad for x in inputs)
+        if torch.is_grad_enabled() and any(needs):
+            options = settings, normalize, reduction, needs, len(embeddings)
+            return differentiable(_OneStep, loss, options, *inputs)
+        needs = (False,) * len(inputs)
+        options = settings, normalize, reduction, needs, len(embeddings)
+        return _evaluation(loss, options, inputs)[0]
+
+    def evaluate(embeddings, numbers, *settings, normalize: bool, reduction: str = "sum"):
+        check_flag("normalize", normalize)
+        return evaluated(embeddings, numbers, settings, normalize, reduction)
+
+    return evaluate
+
+
+def _evaluation(loss, options, inputs) -> tuple[Tensor, Tensor, Pull, list[Embeddings | None]]:
+    """The result, the losses it is the total of, how these pull, and on what."""
+    settings, normalize, reduction, needs, count = options
+    embeddings: list[Embeddings | None] = [
+        None if x is None else Embeddings(*Rows.of((x,), normalize), trained)
+        for x, trained in zip(inputs[:count], needs, strict=False)
+    ]
+    losses, pull = loss(*embeddings, *inputs[count:], *settings)
+    return total(losses, reduction) if losses.dim() else losses, losses, pull, embeddings
+
+
+def _gradients(pull: Pull, grad: Tensor, embeddings, needs, dtypes) -> list[Tensor | None]:
+    """Of all inputs; None of those that are not needed."""
+    of_numbers = pull(grad)
+    found = [
+        x.gradient(dtype) if need else None
+        for x, need, dtype in zip(embeddings, needs, dtypes, strict=False)
+    ]
+    needs = needs[len(found) :]
+    return found + [g if need else None for g, need in zip(of_numbers, needs, strict=True)]
+
+
+class _OneStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss, options, *inputs):
+        settings, _, reduction, needs, count = options
+        result, losses, pull, embeddings = _evaluation(loss, options, inputs)
+        dtypes = [None if x is None else x.dtype for x in inputs[:count]]
+        ctx.needs, ctx.pull = needs, None
+        if result.dim():
+            ctx.pull, ctx.embeddings, ctx.dtypes = pull, embeddings, dtypes
+            ctx.save_for_backward(*_tensors((inputs, settings)))  # to be read again: watched
+            return result
+        share = torch.ones_like(result)
+        if reduction == "mean" and losses.dim():
+            share = share / max(losses.shape[0], 1)
+        gradients = _gradients(pull, share, embeddings, needs, dtypes)
+        ctx.save_for_backward(*(g for g in gradients if g is not None))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
+        saved = ctx.saved_tensors
+        if ctx.pull is not None:
+            given = grads[0].contiguous(), ctx.embeddings, ctx.needs, ctx.dtypes
+            return None, None, *_gradients(ctx.pull, *given)
+        made = iter(saved)
+        return None, None, *(grads[0] * next(made) if need else None for need in ctx.needs)
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    return [t for y in x for t in _tensors(y)] if isinstance(x, (tuple, list)) else []
