@@ -68,16 +68,22 @@ def supcon(
 
 
 def eager_supcon(x: Tensor, labels: Tensor, *, temperature=0.1) -> Tensor:
-    """In the steps of the authors' own implementation."""
-    x = F.normalize(x)
-    same = (labels[:, None] == labels).float()
-    logits = x @ x.T / temperature
-    logits = logits - logits.max(1, keepdim=True).values.detach()
-    others = 1 - torch.eye(len(x), device=x.device)
+    """In the steps of the authors' own implementation, for one view; but that an anchor without a
+    positive, for which theirs is NaN, leaves the mean."""
+    views = F.normalize(x)[:, None]  # [B, V, D]
+    B, V = views.shape[:2]
+    same = torch.eq(labels.contiguous().view(-1, 1), labels.contiguous().view(-1, 1).T).float()
+    anchors = torch.cat(torch.unbind(views, dim=1), dim=0)
+    logits = torch.div(torch.matmul(anchors, anchors.T), temperature)
+    logits = logits - torch.max(logits, dim=1, keepdim=True).values.detach()
+    same = same.repeat(V, V)
+    others = torch.scatter(torch.ones_like(same), 1, torch.arange(B * V).view(-1, 1), 0)
     same = same * others
-    log_probability = logits - ((logits.exp() * others).sum(1, keepdim=True)).log()
+    exponentials = torch.exp(logits) * others
+    log_probability = logits - torch.log(exponentials.sum(1, keepdim=True))
     counts = same.sum(1)
-    losses = -(same * log_probability).sum(1) / counts.clamp_min(1)
+    mean = (same * log_probability).sum(1) / torch.where(counts < 1e-6, 1, counts)
+    losses = (-(temperature / temperature) * mean).view(V, B)
     return losses.sum() / (counts > 0).sum().clamp_min(1)
 
 

@@ -95,19 +95,24 @@ def hard_negative(
     return reduced(-(positive / (positive + negatives)).log(), reduction)
 
 
-def hard_negative_as_people_write_it(view_0, view_1, temperature=0.5, beta=1.0, tau_plus=0.1):
-    B = len(view_0)
-    z = rows(torch.cat((view_0, view_1)), True)
-    different = ~torch.eye(B, dtype=torch.bool).repeat(2, 2)
-    negatives = (z @ z.T / temperature).exp().masked_select(different).view(2 * B, -1)
-    positive = ((z[:B] * z[B:]).sum(1) / temperature).exp().repeat(2)
-    importance = (beta * negatives.log()).exp()
+def eager_hard_negative(view_0, view_1, temperature=0.5, beta=1.0, tau_plus=0.1):
+    """In the steps of the authors' own implementation, which makes its mask row by row."""
+    first, second = F.normalize(view_0, dim=1), F.normalize(view_1, dim=1)
+    out, B = torch.cat((first, second), dim=0), len(first)
+    kept = torch.ones((B, 2 * B), dtype=torch.bool)
+    for i in range(B):
+        kept[i, i] = kept[i, i + B] = False
+    kept = torch.cat((kept, kept), 0)
+    negatives = torch.exp(torch.mm(out, out.t().contiguous()) / temperature)
+    negatives = negatives.masked_select(kept).view(2 * B, -1)
+    positive = torch.exp(torch.sum(first * second, dim=-1) / temperature)
+    positive = torch.cat((positive, positive), dim=0)
     N = 2 * B - 2
-    total = (importance * negatives).sum(1) / importance.mean(1)
-    total = ((total - tau_plus * N * positive) / (1 - tau_plus)).clamp(
-        min=N * math.exp(-1 / temperature)
-    )
-    return -(positive / (positive + total)).log().mean()
+    importance = (beta * negatives.log()).exp()
+    reweighted = (importance * negatives).sum(dim=-1) / importance.mean(dim=-1)
+    total = (-tau_plus * N * positive + reweighted) / (1 - tau_plus)
+    total = torch.clamp(total, min=N * math.exp(-1 / temperature))
+    return (-torch.log(positive / (positive + total))).mean()
 
 
 CASES = (
@@ -157,7 +162,7 @@ CASES = (
             "learned temperature": lambda B, D: {"temperature": torch.tensor(0.25)},
             "as they come": lambda B, D: {"normalize": False, "temperature": 40.0},
         },
-        eager=hard_negative_as_people_write_it,
+        eager=eager_hard_negative,
         title="Hard and debiased negatives",
         paper="Robinson et al., Contrastive Learning with Hard Negative Samples (2021), equation 4",
     ),

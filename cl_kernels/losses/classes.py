@@ -52,29 +52,28 @@ class Margin(NamedTuple):
         return self.m1 == 1 and self.m2 == 0
 
     def line(self, x: Tensor, y: Tensor, normalize: bool) -> Tensor | None:
-        """What stands for the similarity of matching embeddings, as a line through it whose slope
-        is the derivative: slopes and offsets, [2, B], or one of each, [2, 1]; None: itself."""
+        """What stands for the similarity of matching embeddings: factors of it, offsets, and the
+        derivative, [3, B], or one of each, [3, 1]; None: itself."""
         if not self.of_cosine:
             return torch.stack(self.of(*halves(Rows.of((x, y), normalize).rows)))
-        line = (1.0,), (-self.m3,)
+        line = (1.0,), (-self.m3,), (1.0,)
         return torch.tensor(line, dtype=accumulator(x), device=x.device) if self.m3 else None
 
-    def of(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes and offsets of matching rows, [B] each, which are of unit length where there is
-        a margin of the angle."""
-        cosine = (x * y).sum(1)
+    def of(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of matching rows, [B] each, which are of unit length where there is a margin of the
+        angle: a factor of the cosine, what is added to it, and the derivative."""
         if self.of_cosine:
-            return torch.ones_like(cosine), torch.full_like(cosine, -self.m3)
+            one = x.new_ones(x.shape[0])
+            return one, torch.full_like(one, -self.m3), one
         # From the cosine, small angles would be lost in rounding.
         apart, facing = (torch.linalg.vector_norm(v, dim=1) for v in (x - y, x + y))
         shifted = (2 * self.m1) * torch.atan2(apart, facing) + self.m2
         # Rows that are one but for rounding have no direction to each other.
         sine = (apart * facing).masked_fill_(apart < 8 * torch.finfo(x.dtype).eps, torch.inf)
-        slope = shifted.sin().mul_(2 * self.m1) / sine
-        offset = torch.addcmul(shifted.cos(), slope, cosine, value=-1)
         beyond = shifted > math.pi
-        slope, offset = slope.masked_fill_(beyond, 1), offset.masked_fill_(beyond, -self._drop())
-        return slope, offset - self.m3 if self.m3 else offset
+        slope = (shifted.sin().mul_(2 * self.m1) / sine).masked_fill_(beyond, 1)
+        offset = shifted.cos().masked_fill_(beyond, -self._drop())
+        return beyond.to(x.dtype), offset - self.m3 if self.m3 else offset, slope
 
     def _drop(self) -> float:
         """What the cosine is less where ``m1 * theta + m2`` is beyond pi, so that the value falls
@@ -193,8 +192,8 @@ def _forward(
         found.extend(forward(_LOGSUMEXP, backend, query, keys.rows, scale, call))
     negatives = reduce(_LOGSUMEXP.fold.union, found)
     own = _own_rows(weight, target, normalize)
-    slope, offset = Margin(m1, m2, m3).of(query, own)
-    positive = torch.addcmul(offset, slope, (query * own).sum(1))
+    factor, offset, slope = Margin(m1, m2, m3).of(query, own)
+    positive = torch.addcmul(offset, factor, (query * own).sum(1))
     losses = _EPILOGUE.value(negatives, scale * positive)
     return losses, torch.stack((negatives, positive, slope))
 

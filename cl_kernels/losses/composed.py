@@ -118,7 +118,7 @@ class Step:
         first, bias = inputs[0], c.call.pairs.query_bias
         assert first is not None
         self.c, self.scale, self.needs = c.of_batch(first), scale, needs
-        self.margin = margin  # a slope and an offset of each positive's similarity
+        self.margin = margin  # factors, offsets and slopes of the positives' similarities
         self.one_bias = bias is not None and not bias.dim()
         self.views = c.of_rows.of_one
         self.operands = Operands.of(inputs, self.views, c.normalize)
@@ -193,7 +193,7 @@ class Step:
             if needs.negative_keys:
                 grad_further = operands.further.gradient(more.key)
         by_similarity = by_positives.sum(0)  # [B]
-        slope = self.scale if self.margin is None else self.scale * self.margin[0]
+        slope = self.scale if self.margin is None else self.scale * self.margin[2]
         self._add_positives(grad_query, grad_key, (slope * by_similarity)[:, None])
         if needs.query_bias:
             grad_query_bias = grad_query_bias + self._to_rows(by_positives)

@@ -115,8 +115,8 @@ def contrast(
         backend: Which backend serves the call.
         vectors: Other options of ``Pairs``; biases are added to the positives' logits too, and
             one number, 0-d, may stand for those of all queries.
-        margin: A slope and an offset of each positive's similarity, [2, B], or of all, [2, 1]:
-            constants, by which the loss gives way to a margin's.
+        margin: What stands for each positive's similarity: a factor of it, an offset, and the
+            derivative, [3, B], or of all, [3, 1]. No gradient flows to it.
     """
     check_flag("normalize", recipe.normalize)
     M, N = first.shape[0], second.shape[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_kernels._numbers import check_flag
 from cl_kernels._precision import accumulator
 from cl_kernels.checks import as_bound, as_scalar, as_vector, check_embeddings, check_matches
-from cl_kernels.losses.both_sides import joint, one_way, over_both_sides
+from cl_kernels.losses.both_sides import joint, of_both, one_way, over_both_sides
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -109,7 +109,7 @@ def gist(
     if contrast_anchors or contrast_positives:
         wanted = {"first": contrast_anchors, "second": contrast_positives}
         guide = torch.cat((guides["anchors"], guides["positives"]))
-        vectors = {"query_guide": guide, "key_guide": guide, "ceiling": ceiling.repeat(2)}
+        vectors = {"query_guide": guide, "key_guide": guide, "ceiling": of_both(ceiling)}
         where = (one_way(len(like), like.device, **wanted),)
         sets = over_both_sides(*pair, where, normalize=normalize, vectors=vectors, **options)
         sets = sets if contrast_positives else sets[:1]

@@ -19,7 +19,7 @@ from cl_kernels.losses.common import (
     no_loss,
 )
 from cl_kernels.losses.module import LossModule
-from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, times
 from cl_kernels.losses.operands import halves
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter
@@ -80,18 +80,17 @@ def hard_negative(
         return no_loss(2 * B, reduction, view_0, view_1, scale)
 
     rows = torch.cat((view_0, view_1))
-    image = torch.arange(B, device=view_0.device).repeat(2)
+    image = torch.arange(B, device=view_0.device)
+    image = torch.cat((image, image))
     factors = (1 + beta, beta) if beta > 0 else (1.0,)
-    visits = tuple(
-        visit(
-            "self_logsumexp", rows, None, PairFilter(image, image, "different"),
-            logit_bound=logit_bound(normalize, scale=factor, temperature=temperature),
-            backend=backend,
-        )
-        for factor in factors
-    )  # fmt: skip
-    settings = visits, factors, tau_plus
-    return _losses((rows,), (scale,), *settings, normalize=normalize, reduction=reduction)
+    others = PairFilter(image, image, "different")
+    visits = []
+    for factor in factors:
+        bound = logit_bound(normalize, scale=factor, temperature=temperature)
+        settings = {"logit_bound": bound, "backend": backend}
+        visits.append(visit("self_logsumexp", rows, None, others, **settings))
+    settings = tuple(visits), factors, tau_plus
+    return _losses((rows,), (scale,), settings, normalize, reduction)
 
 
 @one_step
@@ -99,25 +98,28 @@ def _losses(
     x: Embeddings, scale: Tensor, visits: tuple[Visit, ...], factors: tuple[float, ...], tau_plus
 ) -> tuple[Tensor, Pull]:
     streamed = [Streamed(v, x, scale=f * scale) for v, f in zip(visits, factors, strict=True)]
-    others = torch.cat(halves(x.rows)[::-1])
+    others = _swapped(x.rows)
     similarity = (x.rows * others).sum(1)
     positive = scale * similarity
     count = torch.full_like(scale, len(x) - 2).log()
     # Less the positive's logit: log of the weighted mean of exp(logit) times the count.
     weighted = streamed[0].value - positive
     if len(streamed) > 1:
-        weighted = weighted - streamed[1].value + count
-    debiased = _Debiased(weighted, count - abs(scale) - positive, tau_plus, count)
+        weighted.sub_(streamed[1].value).add_(count)
+    debiased = _Debiased(weighted, count - scale.abs() - positive, tau_plus, count)
 
-    def pull(grad: Tensor) -> tuple[Tensor]:
-        by_weighted, by_floor = debiased.pull(grad * debiased.value.sigmoid())
+    def pull(grad: Tensor | None) -> tuple[Tensor]:
+        by_weighted, by_floor = debiased.pull(times(grad, debiased.value.sigmoid()))
         of_scale = factors[0] * streamed[0].pull(by_weighted)
         if len(streamed) > 1:
             of_scale = of_scale + factors[1] * streamed[1].pull(-by_weighted)
-        by_positive = -(by_weighted + by_floor)
+        by_positive = -by_weighted
+        if by_floor is not None:
+            by_positive.sub_(by_floor)
+            of_scale = of_scale - scale.sign() * by_floor.sum()
         # A row's positive is the other view, whose positive it is.
-        x.add_weighted(scale * (by_positive + torch.cat(halves(by_positive)[::-1])), others)
-        return (of_scale + torch.dot(by_positive, similarity) - scale.sign() * by_floor.sum(),)
+        x.add_weighted(scale * (by_positive + _swapped(by_positive)), others)
+        return (of_scale + torch.dot(by_positive, similarity),)
 
     return F.softplus(debiased.value, threshold=40), pull
 
@@ -142,24 +144,28 @@ def _check_shape_of_weights(beta: float, tau_plus: float) -> None:
         raise ValueError(f"tau_plus: expected at least 0 and below 1, got {tau_plus}")
 
 
+def _swapped(x: Tensor) -> Tensor:
+    """Of each view's rows those of the other."""
+    first, second = halves(x)
+    return torch.cat((second, first))
+
+
 class _Debiased:
     """``log max((exp(negatives) - tau_plus * count) / (1 - tau_plus), exp(floor))``, of logarithms
     less the positive's logit: without overflow, since only a ratio is an exponential."""
 
     def __init__(self, negatives: Tensor, floor: Tensor, tau_plus: float, count: Tensor):
-        self.value, self.tau_plus = negatives, tau_plus
+        self.value, self.left = negatives, None
         if tau_plus == 0:
             return
-        gap = math.log(tau_plus) + count - negatives
-        none_left = gap >= 0
-        self.share = -gap.masked_fill(none_left, -1).expm1()  # that is left of the negatives
-        rest = (self.share / (1 - tau_plus)).log()
-        rest = (negatives + rest).masked_fill(none_left, -torch.inf)
-        self.above = ~(rest <= floor)  # of a NaN too
+        gap = count + math.log(tau_plus) - negatives
+        self.left = gap.clamp_max_(0).expm1_().neg_()  # the share of the negatives that is left
+        rest = self.left.log().add_(negatives).sub_(math.log1p(-tau_plus))
+        self.below = rest <= floor  # never of a NaN
         self.value = torch.maximum(rest, floor)
 
-    def pull(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         """By the negatives, and by the floor."""
-        if self.tau_plus == 0:
-            return grad, torch.zeros_like(grad)
-        return torch.where(self.above, grad / self.share, 0), grad.masked_fill(self.above, 0)
+        if self.left is None:
+            return grad, None
+        return (grad / self.left).masked_fill_(self.below, 0), torch.where(self.below, grad, 0)

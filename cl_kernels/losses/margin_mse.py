@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels.losses.common import (
@@ -10,7 +11,6 @@ from cl_kernels.losses.common import (
     as_inputs,
     check_reduction,
     check_same_rows,
-    total,
 )
 from cl_kernels.losses.module import LossModule
 from cl_kernels.statistics.rows import float_rows
@@ -75,8 +75,10 @@ def margin_mse(
         margin = (query * positive).sum(1, keepdim=True) - of_negatives
     else:
         margin = (query * (positive - rows)).sum(1)
-    error = margin - teacher_margin.detach().to(margin.dtype)
-    return total(error.square(), reduction)
+    teacher = teacher_margin.detach().to(margin.dtype)
+    if reduction == "mean" and not margin.numel():
+        return margin.sum()
+    return F.mse_loss(margin, teacher, reduction=reduction)
 
 
 class MarginMSELoss(LossModule):

@@ -8,7 +8,7 @@ from torch import Tensor
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, as_inputs, check_reduction, check_same_rows
 from cl_kernels.losses.module import LossModule
-from cl_kernels.losses.one_step import Embeddings, Pull, one_step, products, pull_products
+from cl_kernels.losses.one_step import Embeddings, Pull, one_step, products, pull_products, times
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 
@@ -61,10 +61,8 @@ def mega_batch_margin(
         anchors.detach(), positives.detach(), 1, normalize=normalize,
         where=PairFilter(index, index, "different"), backend=backend,
     ).indices[:, 0]  # fmt: skip
-    return _losses(
-        (anchors, positives), (positive_margin, negative_margin), hardest,
-        normalize=normalize, reduction=reduction,
-    )  # fmt: skip
+    margins = positive_margin, negative_margin
+    return _losses((anchors, positives), margins, (hardest,), normalize, reduction)
 
 
 @one_step
@@ -81,8 +79,8 @@ def _losses(
     far = ((anchors.rows * negatives).sum(1) - negative_margin).relu()
     far = far.masked_fill(hardest < 0, 0)
 
-    def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
-        by_near, by_far = (grad * (gap > 0) for gap in (near, far))
+    def pull(grad: Tensor | None) -> tuple[Tensor, Tensor]:
+        by_near, by_far = (times(grad, gap.sign()) for gap in (near, far))
         pull_products(anchors, positives, -by_near)
         anchors.add_weighted(by_far, negatives)
         positives.add_at(at, by_far[:, None] * anchors.rows)

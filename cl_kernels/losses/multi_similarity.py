@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, check_positive, check_reduction, logit_bound
-from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
-from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, times
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.search import topk
 
@@ -79,7 +79,7 @@ def multi_similarity(
         logit_bound=logit_bound(normalize, scale=beta), backend=backend,
     )  # fmt: skip
     settings = positives, negatives, alpha, beta
-    return _losses((x,), (base,), *settings, normalize=normalize, reduction=reduction)
+    return _losses((x,), (base,), settings, normalize, reduction)
 
 
 @one_step
@@ -87,11 +87,13 @@ def _losses(
     x: Embeddings, base: Tensor, positives: Visit, negatives: Visit, alpha: float, beta: float
 ) -> tuple[Tensor, Pull]:
     near, far = Streamed(positives, x, scale=-alpha), Streamed(negatives, x, scale=beta)
-    losses = softplus(near.value, -alpha * base) / alpha + softplus(far.value, beta * base) / beta
+    above_base, below_base = near.value + alpha * base, far.value - beta * base
+    of_near, of_far = (F.softplus(gap, threshold=40) for gap in (above_base, below_base))
+    losses = of_near / alpha + of_far / beta
 
-    def pull(grad: Tensor) -> tuple[Tensor]:
-        of_near = grad / alpha * (near.value + alpha * base).sigmoid()
-        of_far = grad / beta * (far.value - beta * base).sigmoid()
+    def pull(grad: Tensor | None) -> tuple[Tensor]:
+        of_near = times(grad, above_base.sigmoid() / alpha)
+        of_far = times(grad, below_base.sigmoid() / beta)
         near.pull(of_near)
         far.pull(of_far)
         return ((alpha * of_near - beta * of_far).sum(),)

@@ -22,13 +22,18 @@ from cl_kernels.calls import number_tensor
 from cl_kernels.losses.common import total
 from cl_kernels.losses.operands import Rows
 from cl_kernels.losses.visits import Visit
-from cl_kernels.statistics.autograd import frozen_gradients
+from cl_kernels.statistics.autograd import frozen_query_gradient, frozen_scale_gradient
 from cl_kernels.statistics.operations import backward, forward, weighted_key
 from cl_kernels.statistics.table import STATISTICS
 
-# From the gradient of each row's loss ([R], or 0-d for all) to those of numbers; that of embeddings
-# is added up in these.
-Pull = Callable[[Tensor], Sequence[Tensor]]
+# From the gradient of each row's loss, [R], to those of numbers; None: the gradient is 1, of rows'
+# losses or of one total. That of embeddings is added up in these.
+Pull = Callable[[Tensor | None], Sequence[Tensor | None]]
+
+
+def times(grad: Tensor | None, x: Tensor) -> Tensor:
+    """Their product, without an operation where the gradient is 1."""
+    return x if grad is None else grad * x
 
 
 class Embeddings:
@@ -59,12 +64,12 @@ class Embeddings:
             self.grad = torch.zeros_like(self.rows) if self.grad is None else self.grad
             self.grad.index_add_(0, index, grad)
 
-    def gradient(self, dtype: torch.dtype) -> Tensor:
+    def gradient(self) -> Tensor:
         """Of the embeddings that the rows are made of; it is not summed up any further."""
         grad, self.grad = self.grad, None
         if grad is None:
-            return torch.zeros_like(self.rows, dtype=dtype)
-        return Rows(self.rows, self.norm).gradient(grad).to(dtype)
+            return torch.zeros_like(self.rows)
+        return Rows(self.rows, self.norm).gradient(grad)
 
 
 class Streamed:
@@ -103,9 +108,9 @@ class Streamed:
         if self.backend is None:  # it is only noted
             sides = (query, query if keys is None else keys)
             return statistic.from_zeros(*(x.new_zeros(x.shape[0]) for x in sides))
-        alone = self.query.trained and key is not None and not key.trained
-        if alone and statistic.has_weighted_key and self.call.pairs.query_bias is None:
-            given = self.backend, query, key.rows, self.scale, self.call
+        frozen = key is not None and not key.trained and self.call.pairs.query_bias is None
+        if keys is not None and frozen and self.query.trained and statistic.has_weighted_key:
+            given = self.backend, query, keys, self.scale, self.call
             value, self.weighted = weighted_key(statistic, *given)
             return (value,)
         return forward(statistic, self.backend, query, keys, self.scale, self.call)
@@ -118,13 +123,10 @@ class Streamed:
         """And that of ``query_bias``."""
         query, key = self.query, self.key
         if self.weighted is not None:
-            of_query, of_scale = frozen_gradients(
-                grads[0], self.value, self.weighted, query.rows, self.scale,
-                self.call.compute_dtype,
-            )  # fmt: skip
-            query.add(of_query)
-            return of_scale, grads[0]
-        assert self.backend is not None
+            given = self.weighted, query.rows, self.scale, self.call.compute_dtype
+            query.add(frozen_query_gradient(grads[0], self.value, self.weighted, self.scale))
+            return frozen_scale_gradient(grads[0], self.value, *given), grads[0]
+        assert self.backend is not None, "nobody asks for gradients of what is only noted"
         of_key = key is not None and key.trained
         wanted = query.trained or not of_key, of_key, self.call.pairs.query_bias is not None, False
         found = backward(
@@ -149,84 +151,76 @@ def pull_products(first: Embeddings, second: Embeddings, grad: Tensor) -> None:
 
 
 def one_step(loss: Callable[..., tuple[Tensor, Pull]]) -> Callable[..., Tensor]:
-    """Makes ``evaluate(embeddings, numbers, *settings, normalize, reduction)`` of ``loss``.
+    """Makes ``evaluate(embeddings, numbers, settings, normalize, reduction)`` of ``loss``.
 
     ``loss(*embeddings, *numbers, *settings)`` returns the losses of rows, [R], or one total, and
     how they pull. Embeddings, [M, D], come to it as ``Embeddings``, of unit length if
-    ``normalize``; numbers, which may be trained, as 0-d tensors. Either may be None. Settings are
-    what ``in_graph`` takes.
+    ``normalize``; numbers, which may be trained, as 0-d tensors, and None as None. Settings are
+    what ``in_graph`` takes. All arguments are positional.
     """
 
     @in_graph
     @wraps(loss)
-    def evaluated(embeddings, numbers, settings, normalize: bool, reduction: str) -> Tensor:
-        like = next(x for x in embeddings if x is not None)
-        numbers = tuple(None if x is None else number_tensor(x, like) for x in numbers)
-        inputs = *(x if x is None else x.contiguous() for x in embeddings), *numbers
-        needs = tuple(x is not None and x.requires_grad for x in inputs)
-        if torch.is_grad_enabled() and any(needs):
-            options = settings, normalize, reduction, needs, len(embeddings)
-            return differentiable(_OneStep, loss, options, *inputs)
-        needs = (False,) * len(inputs)
-        options = settings, normalize, reduction, needs, len(embeddings)
-        return _evaluation(loss, options, inputs)[0]
-
-    def evaluate(embeddings, numbers, *settings, normalize: bool, reduction: str = "sum"):
+    def evaluate(embeddings, numbers, settings, normalize: bool, reduction: str) -> Tensor:
         check_flag("normalize", normalize)
-        return evaluated(embeddings, numbers, settings, normalize, reduction)
+        like = embeddings[0]
+        inputs = *embeddings, *[None if x is None else number_tensor(x, like) for x in numbers]
+        needs = [x is not None and x.requires_grad for x in inputs]
+        count = len(embeddings)
+        if torch.is_grad_enabled() and True in needs:
+            given = loss, settings, normalize, reduction, needs, count, *inputs
+            return differentiable(_OneStep, *given)
+        losses = _evaluation(loss, settings, normalize, [False] * count, inputs)[0]
+        return total(losses, reduction) if losses.dim() else losses
 
     return evaluate
 
 
-def _evaluation(loss, options, inputs) -> tuple[Tensor, Tensor, Pull, list[Embeddings | None]]:
-    """The result, the losses it is the total of, how these pull, and on what."""
-    settings, normalize, reduction, needs, count = options
-    embeddings: list[Embeddings | None] = [
-        None if x is None else Embeddings(*Rows.of((x,), normalize), trained)
-        for x, trained in zip(inputs[:count], needs, strict=False)
+def _evaluation(
+    loss, settings, normalize: bool, trained: Sequence[bool], inputs
+) -> tuple[Tensor, Pull, list[Embeddings]]:
+    """The losses, how they pull, and on what."""
+    embeddings = [
+        Embeddings(*Rows.of((x,), normalize), need)
+        for x, need in zip(inputs, trained, strict=False)
     ]
-    losses, pull = loss(*embeddings, *inputs[count:], *settings)
-    return total(losses, reduction) if losses.dim() else losses, losses, pull, embeddings
+    return *loss(*embeddings, *inputs[len(trained) :], *settings), embeddings
 
 
-def _gradients(pull: Pull, grad: Tensor, embeddings, needs, dtypes) -> list[Tensor | None]:
-    """Of all inputs; None of those that are not needed."""
+def _gradients(pull: Pull, grad: Tensor | None, embeddings, needs) -> list[Tensor]:
+    """Of the inputs that need one."""
     of_numbers = pull(grad)
-    found = [
-        x.gradient(dtype) if need else None
-        for x, need, dtype in zip(embeddings, needs, dtypes, strict=False)
-    ]
-    needs = needs[len(found) :]
-    return found + [g if need else None for g, need in zip(of_numbers, needs, strict=True)]
+    found = [x.gradient() for x in embeddings if x.trained]
+    of_numbers = zip(of_numbers, needs[len(embeddings) :], strict=True)
+    return found + [g for g, need in of_numbers if need]
 
 
 class _OneStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss, options, *inputs):
-        settings, _, reduction, needs, count = options
-        result, losses, pull, embeddings = _evaluation(loss, options, inputs)
-        dtypes = [None if x is None else x.dtype for x in inputs[:count]]
+    def forward(ctx: Any, loss, settings, normalize, reduction, needs, count, *inputs):
+        losses, pull, embeddings = _evaluation(loss, settings, normalize, needs[:count], inputs)
         ctx.needs, ctx.pull = needs, None
-        if result.dim():
-            ctx.pull, ctx.embeddings, ctx.dtypes = pull, embeddings, dtypes
+        ctx.dtypes = [x.dtype for x, need in zip(inputs, needs, strict=True) if need]
+        if losses.dim() and reduction == "none":
+            ctx.pull, ctx.embeddings = pull, embeddings
             ctx.save_for_backward(*_tensors((inputs, settings)))  # to be read again: watched
-            return result
-        share = torch.ones_like(result)
-        if reduction == "mean" and losses.dim():
-            share = share / max(losses.shape[0], 1)
-        gradients = _gradients(pull, share, embeddings, needs, dtypes)
-        ctx.save_for_backward(*(g for g in gradients if g is not None))
-        return result
+            return losses
+        ctx.save_for_backward(*_gradients(pull, None, embeddings, needs))
+        ctx.rows = max(losses.shape[0], 1) if losses.dim() and reduction == "mean" else 1
+        return total(losses, reduction) if losses.dim() else losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
-        saved = ctx.saved_tensors
+        (grad,), made = grads, ctx.saved_tensors
         if ctx.pull is not None:
-            given = grads[0].contiguous(), ctx.embeddings, ctx.needs, ctx.dtypes
-            return None, None, *_gradients(ctx.pull, *given)
-        made = iter(saved)
-        return None, None, *(grads[0] * next(made) if need else None for need in ctx.needs)
+            made = _gradients(ctx.pull, grad.contiguous(), ctx.embeddings, ctx.needs)
+        else:
+            grad = grad if ctx.rows == 1 else grad / ctx.rows
+            made = [grad * g for g in made]
+        # The gradient of float16 is rounded only now: a scaler multiplies the loss.
+        found = iter([g.to(dtype) for g, dtype in zip(made, ctx.dtypes, strict=True)])
+        return *(None,) * 6, *[next(found) if need else None for need in ctx.needs]
 
 
 def _tensors(x: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
@@ -54,7 +55,7 @@ def pairwise_contrastive(
     positives = visit("self_hinge_sum", x, None, same_label(labels), **biased)
     negatives = visit("self_hinge_sum", x, None, other_label(labels), **biased)
     margins = positive_margin, negative_margin
-    return _loss((x,), margins, positives, negatives, normalize=normalize)
+    return _loss((x,), margins, (positives, negatives), normalize, "sum")
 
 
 @one_step
@@ -74,8 +75,8 @@ def _loss(
     near, count_near = hinges(positives, -1, positive_margin)
     far, count_far = hinges(negatives, 1, negative_margin)
 
-    def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
-        of_near, of_far = ((grad / n).expand(len(x)) for n in (count_near, count_far))
+    def pull(grad: Tensor | None) -> tuple[Tensor, Tensor]:
+        of_near, of_far = (torch.ones_like(near.value) / n for n in (count_near, count_far))
         (_, by_near), (_, by_far) = near.pull_biased(of_near), far.pull_biased(of_far)
         return by_near.sum(), -by_far.sum()
 

@@ -62,7 +62,7 @@ def proxy_anchor(
         "row_logsumexp", proxies, x, others,
         logit_bound=logit_bound(normalize, scale=alpha), backend=backend,
     )  # fmt: skip
-    return _loss((proxies, x), (margin,), negatives, labels, alpha, normalize=normalize)
+    return _loss((proxies, x), (margin,), (negatives, labels, alpha), normalize, "sum")
 
 
 @one_step
@@ -82,9 +82,9 @@ def _loss(
     with_rows = (near > -torch.inf).sum().clamp_min(1)
     classes = max(len(proxies), 1)
 
-    def pull(grad: Tensor) -> tuple[Tensor]:
-        by_near = grad / with_rows * (near - threshold).sigmoid()
-        by_far = grad / classes * (far.value - threshold).sigmoid()
+    def pull(grad: Tensor | None) -> tuple[Tensor]:
+        by_near = (near - threshold).sigmoid() / with_rows
+        by_far = (far.value - threshold).sigmoid() / classes
         far.pull(by_far)
         weight = (logits - near.index_select(0, labels)).exp() * by_near.index_select(0, labels)
         x.add_weighted(-alpha * weight, own)

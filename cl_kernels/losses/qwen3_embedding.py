@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
+from cl_kernels._precision import accumulator
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
-from cl_kernels.losses.both_sides import joint, one_way, over_both_sides
+from cl_kernels.losses.both_sides import joint, of_both, one_way, over_both_sides
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -22,7 +24,6 @@ from cl_kernels.losses.hardest import Negatives, own_similarity
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.module import LossModule
 from cl_kernels.pairs import PairFilter
-from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
 
 
@@ -87,7 +88,7 @@ def qwen3_embedding(
     bound = None if margin is None else _bound(query, positive, margin, normalize)
     where = [one_way(len(query), query.device)]
     if ids is not None:
-        ids = as_labels("ids", ids, query, "query").repeat(2)
+        ids = of_both(as_labels("ids", ids, query, "query"))
         where.append(PairFilter(ids, ids, "different"))
     options = {"logit_bound": logit_bound(normalize, temperature=temperature), "backend": backend}
     sets = over_both_sides(
@@ -96,7 +97,7 @@ def qwen3_embedding(
         scale,
         tuple(where),
         normalize=normalize,
-        vectors={} if bound is None else {"below": bound.repeat(2)},
+        vectors={} if bound is None else {"below": of_both(bound)},
         **options,
     )
     if negatives is not None:
@@ -131,8 +132,11 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> None:
 @torch.no_grad()
 def _bound(query: Tensor, positive: Tensor, margin: float | Tensor, normalize: bool) -> Tensor:
     """How similar a negative may be to each query or document, [B]."""
-    rows = (float_rows(x, normalize=normalize) for x in (query, positive))
-    return pair_logits(*rows) + margin
+    dtype = accumulator(query)
+    query, positive = query.to(dtype), positive.to(dtype)
+    if normalize:
+        return F.cosine_similarity(query, positive).add_(margin)
+    return (query * positive).sum(1).add_(margin)
 
 
 @torch.no_grad()

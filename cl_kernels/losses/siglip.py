@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cl_kernels.calls import number_tensor
@@ -72,7 +73,7 @@ def siglip(
             for keep in ("different", "same")
         )
         pair = image_features, text_features
-        return _of_groups(pair, (scale, bias), *visits, normalize=normalize, reduction=reduction)
+        return _of_groups(pair, (scale, bias), tuple(visits), normalize, reduction)
     return contrast(
         Recipe("row_softplus_sum", "sigmoid", normalize),
         image_features,
@@ -123,8 +124,8 @@ def _of_groups(
 
     far, near = softplus_sum(negatives, 1), softplus_sum(positives, -1)
 
-    def pull(grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        grad = grad.expand(len(images))
+    def pull(grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        grad = torch.ones_like(far.value) if grad is None else grad
         (by_far, bias_far), (by_near, bias_near) = far.pull_biased(grad), near.pull_biased(grad)
         return by_far - by_near, None if bias is None else bias_far.sum() - bias_near.sum()
 

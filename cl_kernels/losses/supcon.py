@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from cl_kernels import _recording
 from cl_kernels._numbers import check_flag
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
@@ -22,6 +21,7 @@ from cl_kernels.losses.common import (
     union,
 )
 from cl_kernels.losses.labels import (
+    SameLabel,
     as_labels,
     listed_similarity,
     same_label_similarity,
@@ -29,7 +29,8 @@ from cl_kernels.losses.labels import (
     total_of,
 )
 from cl_kernels.losses.module import LossModule
-from cl_kernels.losses.supcon_total import supcon_total
+from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, times
+from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter, count_same
 from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
 from cl_kernels.statistics.rows import float_rows
@@ -96,8 +97,7 @@ def supcon(
         raise ValueError("in_batch: expected True without keys, got False")
 
     scale = inverse(temperature, x)
-    options = {
-        "compute_dtype": default_compute_dtype(x),
+    options: dict[str, Any] = {
         "logit_bound": logit_bound(normalize, temperature=temperature),
         "backend": backend,
     }
@@ -108,10 +108,13 @@ def supcon(
         and positives == "outside"
         and base_temperature is None
     )
-    if plain and reduction != "none" and not _recording.active():
-        return supcon_total(
-            x, cast(Tensor, labels), scale, normalize=normalize, reduction=reduction, **options
-        )
+    if plain:
+        index = torch.arange(len(x), device=x.device)
+        others = visit("self_logsumexp", x, None, PairFilter(index, index, "different"), **options)
+        given = labels, others, reduction == "mean"
+        reduction = "none" if reduction == "none" else "sum"
+        return _of_labels((x,), (scale,), given, normalize, reduction)
+    options["compute_dtype"] = default_compute_dtype(x)
     sets = _compared(x, labels, keys, key_labels, in_batch, normalize)
     lse = union([s.logsumexp(scale, options) for s in sets])
     count = reduce(torch.add, [s.positives.counts() for s in sets])
@@ -141,6 +144,34 @@ class SupConLoss(LossModule):
 
     function = supcon
     inputs = "x", "labels", "keys", "key_labels"
+
+
+@one_step
+def _of_labels(
+    x: Embeddings, scale: Tensor, labels: Tensor, others: Visit, averaged: bool
+) -> tuple[Tensor, Pull]:
+    """The losses of anchors that have a positive, 0 of others; ``averaged``: parts of their mean.
+
+    Positives are the other rows of a label."""
+    lse, same = Streamed(others, x, scale=scale), SameLabel.of(labels, None, x.rows)
+    sums, counts = same.sums(x.rows), same.counts()
+    share = counts.clamp_max(1).to(lse.value.dtype)  # of each anchor's loss in the result
+    share = share / share.sum().clamp_min_(1) if averaged else share
+    each = share / counts.clamp_min(1)  # of each positive's similarity
+    similarity = (x.rows * sums).sum(1)
+    # The log-sum-exp of an anchor that is alone, whose share is 0, is -inf.
+    losses = share * lse.value.clamp_min(torch.finfo(share.dtype).min)
+    losses = losses.addcmul_(scale, each * similarity, value=-1)
+
+    def pull(grad: Tensor | None) -> tuple[Tensor]:
+        by_each = times(grad, each)
+        of_scale = lse.pull(times(grad, share)) - torch.dot(by_each, similarity)
+        weight = -scale * by_each
+        x.add_weighted(weight, sums)
+        x.add(same.back(weight[:, None] * x.rows))
+        return (of_scale,)
+
+    return losses, pull
 
 
 class _SameLabel(NamedTuple):

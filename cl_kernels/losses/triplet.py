@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_kernels._dispatch import requested
 from cl_kernels._numbers import check_flag
-from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.all_triplets import AllTriplets, all_triplets
 from cl_kernels.losses.common import Reduction, check_choice, check_reduction
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
-from cl_kernels.pairs import PairFilter
+from cl_kernels.losses.one_step import Embeddings, Pull, one_step
 from cl_kernels.reading import readable
 from cl_kernels.search import topk
-from cl_kernels.search.gradients import found_products, found_scores
-from cl_kernels.statistics.functions import row_hinge_sum, row_softplus_sum
 from cl_kernels.statistics.rows import float_rows
-
-_FEW = 1 << 20  # numbers of anchors that may be gathered at once
 
 
 def triplet(
@@ -46,8 +43,8 @@ def triplet(
     in Schroff et al., "FaceNet" (2015), with its nearest negative that is farther than the
     positive. An anchor that lacks either is left out.
 
-    All triplets are one visit of the rows for every positive that rows have: K - 1 products of
-    B x B for classes of K rows. It is meant for small classes.
+    Of classes of K rows all triplets are B * (K - 1) * (B - K), made of similarities that are
+    multiplied once, some rows at a time. It is meant for small classes.
 
     Args:
         x: Embeddings, shape [B, D]. float32, float16, bfloat16 or float64.
@@ -61,7 +58,7 @@ def triplet(
             A soft loss is always above 0.
         normalize: Divide rows by their length first.
         reduction: ``"mean"`` or ``"sum"`` over triplets, or ``"none"``.
-        backend: Which backend serves the call.
+        backend: Which backend serves the searches of mined triplets.
 
     Returns:
         A 0-d tensor, or for ``reduction="none"`` shape [B], the sum over each anchor's triplets;
@@ -86,16 +83,17 @@ def triplet(
             'distance: expected "cosine" or "squared_euclidean" with mining="batch_all", '
             'got "euclidean"'
         )
-    if readable(x) and not bool(x.isfinite().all()):
+    if readable(x) and not (math.isfinite(x.detach().sum().item()) or bool(x.isfinite().all())):
         raise ValueError("x: expected finite embeddings, got others")
-    rows = float_rows(x, normalize=normalize)
     if mining == "batch_all":
-        options = {"compute_dtype": default_compute_dtype(x), "backend": backend}
-        found = _of_all(rows, labels, margin, soft, distance, options)
-    else:
-        settings = {"normalize": normalize, "backend": backend}
-        positive, negative = _mined(x.detach(), labels, mining, distance, settings)
-        found = _of_mined(rows, positive, negative, margin, soft, distance)
+        requested(backend)  # checked; no search is made
+        given = labels, soft, distance == "squared_euclidean", average, reduction
+        reduction = "none" if reduction == "none" else "sum"
+        return _of_all((x,), (margin,), given, normalize, reduction)
+    rows = float_rows(x, normalize=normalize)
+    settings = {"normalize": normalize, "backend": backend}
+    positive, negative = _mined(x.detach(), labels, mining, distance, settings)
+    found = _of_mined(rows, positive, negative, margin, soft, distance)
     if reduction != "mean":
         return found.losses if reduction == "none" else found.losses.sum()
     return found.losses.sum() / (found.active if average == "active" else found.all).clamp_min(1)
@@ -162,95 +160,31 @@ def _distance(a: Tensor, b: Tensor, distance: str) -> Tensor:
     return torch.linalg.vector_norm(a - b, dim=1)  # whose gradient at 0 is 0
 
 
+@one_step
 def _of_all(
-    rows: Tensor,
+    x: Embeddings,
+    margin: Tensor,
     labels: Tensor,
-    margin: float | Tensor,
     soft: bool,
-    distance: str,
-    options: dict[str, Any],
-) -> _Found:
-    """Every positive pair's threshold is a bias, and its negatives a row of a streamed sum."""
-    B, D = rows.shape
-    classes = _Classes.of(labels)
-    every = ((classes.counts - 1) * (B - classes.counts)).sum()
-    rows = rows.index_select(0, classes.order)
-    losses = rows[:, :0].sum(1)  # zeros, which have a gradient where there is no pair
-    active = torch.zeros_like(every)
-    scale, key_bias = 1.0, None
-    if distance == "squared_euclidean":  # d(a, b) - |a|^2 = -(2 <a, b> - |b|^2)
-        scale, key_bias = 2.0, -rows.square().sum(1)
-    for anchors, positives in classes.positive_pairs(_FEW // D):
-        query = _taken(rows, anchors)
-        threshold = margin - scale * _products(query, rows, positives)
-        if key_bias is not None:
-            threshold = threshold - key_bias[positives]
-        different = PairFilter(_taken(classes.labels, anchors), classes.labels, "different")
-        biases = {"query_bias": threshold, "key_bias": key_bias}
-        if soft:
-            sums = row_softplus_sum(query, rows, scale, where=different, **biases, **options)
-        else:
-            sums, above = row_hinge_sum(query, rows, scale, where=different, **biases, **options)
-            active = active + above.sum()
-        losses = losses.index_add(0, _taken(classes.order, anchors), sums)
-    return _Found(losses, every if soft else active, every)
+    squared: bool,
+    average: str,
+    reduction: str,
+) -> tuple[Tensor, Pull]:
+    """Each anchor's loss, or its part of the total."""
+    made_at_once = x.trained and reduction != "none"
 
+    def evaluated(grad: Tensor | None, needed: bool) -> AllTriplets:
+        kind = {"soft": soft, "squared": squared}
+        return all_triplets(x.rows, labels, margin, grad, needed=needed, **kind)
 
-Anchors = Tensor | slice
+    found = evaluated(None, made_at_once)
+    one = torch.ones_like(margin)
+    count = found.every if soft or average == "all" else found.active
+    share = one / count.clamp_min(1) if reduction == "mean" else one
 
+    def pull(grad: Tensor | None) -> tuple[Tensor]:
+        made = found if made_at_once else evaluated(grad, True)
+        x.add(share * made.grad_rows)
+        return (share * made.grad_margin,)
 
-class _Classes(NamedTuple):
-    """Rows ordered by class, the largest classes first: those that have so many positives are the
-    first so many rows, and a slice of these takes no memory.
-
-    Args:
-        order: Which rows these are, [B]; the others are in this order.
-        labels: Their labels.
-        counts: How many rows their classes have.
-        place: Which rows of their classes they are.
-    """
-
-    order: Tensor
-    labels: Tensor
-    counts: Tensor
-    place: Tensor
-
-    @classmethod
-    def of(cls, labels: Tensor) -> _Classes:
-        labels, order = labels.sort(stable=True)
-        first = torch.searchsorted(labels, labels)
-        counts = torch.searchsorted(labels, labels, right=True) - first
-        place = torch.arange(len(labels), device=labels.device) - first
-        counts, by_count = counts.sort(descending=True, stable=True)
-        return cls(order[by_count], labels[by_count], counts, place[by_count])
-
-    def positive_pairs(self, few: int) -> Iterator[tuple[Anchors, Tensor]]:
-        """Some anchors, and a positive of each: up to ``few`` pairs at once, or in as many rounds
-        as rows have positives. In round r it is the r-th row after the anchor's in its class,
-        around the end."""
-        index = torch.arange(len(self.counts), device=self.counts.device)
-        most = int(self.counts[0]) if len(self.counts) else 0
-        rounds = torch.arange(1, max(most, 1), device=self.counts.device)
-        sizes = torch.searchsorted(-self.counts, -rounds).tolist()  # rows of larger classes
-        visits: list[tuple[Anchors, Any]] = [(slice(n), r) for r, n in enumerate(sizes, 1)]
-        if 0 < sum(sizes) <= few:
-            anchors = torch.cat([index[:size] for size in sizes])
-            shift = torch.cat([rounds[r].expand(size) for r, size in enumerate(sizes)])
-            visits = [(anchors, shift)]
-        for anchors, shift in visits:
-            place, counts = self.place[anchors], self.counts[anchors]
-            yield anchors, index[anchors] - place + (place + shift) % counts
-
-
-def _taken(x: Tensor, at: Anchors) -> Tensor:
-    return x[at] if isinstance(at, slice) else x.index_select(0, at)
-
-
-def _products(query: Tensor, rows: Tensor, positives: Tensor) -> Tensor:
-    """``<query[i], rows[positives[i]]>``, [P]; of many it keeps no copy of the positives."""
-    if query.numel() <= _FEW:
-        return (query * rows.index_select(0, positives)).sum(1)
-    indices = positives[:, None]
-    with torch.no_grad():
-        values = found_products(query, rows, indices)
-    return found_scores(query, rows, values, indices, False)[:, 0]
+    return found.losses * share, pull

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,30 +81,36 @@ class _FrozenKey(torch.autograd.Function):
     def backward(ctx: Any, *grads):
         check_backward(*grads)
         query, scale, values, keys = ctx.saved_tensors
-        of_query, of_scale = frozen_gradients(
-            grads[0], values, keys, query, scale, ctx.compute_dtype, ctx.needs_input_grad[::2]
-        )
-        of_query = None if of_query is None else of_query.to(query.dtype)
+        of_query = of_scale = None
+        if ctx.needs_input_grad[0]:
+            of_query = frozen_query_gradient(grads[0], values, keys, scale).to(query.dtype)
+        if ctx.needs_input_grad[2]:
+            given = values, keys, query, scale, ctx.compute_dtype
+            of_scale = frozen_scale_gradient(grads[0], *given)
         return of_query, None, of_scale, *(None,) * 3
 
 
-def frozen_gradients(
+# From what ``weighted_key`` found: values [M], and the keys that each query has, weighted [M, D].
+
+
+def frozen_query_gradient(grad: Tensor, values: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    return keys * (scale * _of_some(grad, values))
+
+
+def frozen_scale_gradient(
     grad: Tensor,
     values: Tensor,
     keys: Tensor,
     query: Tensor,
     scale: Tensor,
     compute_dtype: torch.dtype,
-    needs: Sequence[bool] = (True, True),
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of the query and of the scale, from what ``weighted_key`` found."""
-    empty = (values == -torch.inf)[:, None]
-    grad = grad[:, None].masked_fill(empty, 0)
-    of_query = of_scale = None
-    if needs[0]:
-        of_query = keys * (scale * grad)
-    if needs[1]:
-        rounded = query.to(compute_dtype).to(keys.dtype)
-        products = (rounded * keys).mul_(grad).masked_fill_(empty, 0)
-        of_scale = products.sum(dtype=widest(products.device)).to(scale.dtype)
-    return of_query, of_scale
+) -> Tensor:
+    rounded = query.to(compute_dtype).to(keys.dtype)
+    products = (rounded * keys).mul_(_of_some(grad, values))
+    products.masked_fill_((values == -torch.inf)[:, None], 0)
+    return products.sum(dtype=widest(products.device)).to(scale.dtype)
+
+
+def _of_some(grad: Tensor, values: Tensor) -> Tensor:
+    """Of queries that have a key, [M, 1]."""
+    return grad.masked_fill(values == -torch.inf, 0)[:, None]

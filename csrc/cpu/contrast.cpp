@@ -37,10 +37,7 @@ Contrast<Fold>::Contrast(const ContrastInputs& inputs, const Epilogue<T>& epilog
       margin_(optional_data<T>(inputs.margin)),
       query_(rows_of_queries<T>(inputs)),
       key_(rows_of_keys<T>(inputs)) {
-  if (margin_) {
-    margin_size_ = inputs.margin->size(1);
-    margin_step_ = margin_size_ == 1 ? 0 : 1;
-  }
+  if (margin_) margin_size_ = inputs.margin->size(1);
   if (inputs.in_batch) loop_.emplace(loop_of(query_, key_, scale_, inputs.call));
   if (inputs.counted)
     own_keys_.emplace(query_, *inputs.negative_keys, *inputs.counted, scale_, query_bias_,

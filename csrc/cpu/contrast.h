@@ -17,7 +17,7 @@ struct ContrastInputs {
   const Tensor &first, &second;                // [B, D]
   const std::optional<Tensor>& negative_keys;  // [K, D]
   const std::optional<Tensor>& counted;  // [B, K]: negative_keys are each query's own, [B K, D]
-  const std::optional<Tensor>& margin;   // [2, B] or [2, 1]: slopes and offsets of similarities
+  const std::optional<Tensor>& margin;   // [3, B] or [3, 1]: see shifted
   const Tensor& scale;
   const Call& call;
   Sides sides;
@@ -93,11 +93,17 @@ class Contrast {
     return (query_bias_ ? query_bias_[at.query] : T(0)) + (key_bias_ ? key_bias_[at.key] : T(0));
   }
 
-  T slope(int64_t i) const { return margin_ ? margin_[margin_step_ * i] : T(1); }
-
-  // What stands for a positive's similarity, as a margin has it.
+  // What stands for a positive's similarity: a margin's factor of it and an offset.
   T shifted(int64_t i, T similarity) const {
-    return margin_ ? slope(i) * similarity + margin_[margin_size_ + margin_step_ * i] : similarity;
+    return margin_ ? of_margin(0, i) * similarity + of_margin(1, i) : similarity;
+  }
+
+  // The derivative of that. Of a margin of the angle it is large where the angle is small, where a
+  // line through the similarity would lose the digits of the value.
+  T slope(int64_t i) const { return margin_ ? of_margin(2, i) : T(1); }
+
+  T of_margin(int64_t what, int64_t i) const {
+    return margin_[what * margin_size_ + (margin_size_ == 1 ? 0 : i)];
   }
 
   const T* first_row(int64_t i) const { return query_.row(i); }
@@ -116,7 +122,7 @@ class Contrast {
   ContrastNeeds needs_;
   T scale_;
   const T *query_bias_, *key_bias_, *margin_;
-  int64_t margin_size_ = 0, margin_step_ = 0;
+  int64_t margin_size_ = 0;
   Rows<T> query_;
   std::optional<Rows<T>> key_;       // none of views, which are their own keys
   std::optional<TileLoop<T>> loop_;  // of negatives in the batch, if there are any

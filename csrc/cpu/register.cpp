@@ -96,7 +96,7 @@ void check_contrast(const ContrastInputs& inputs) {
   check_tensor("second", inputs.second, first, first.scalar_type(), {first.size(0), first.size(1)});
   if (inputs.margin)
     check_tensor("margin", *inputs.margin, first, accumulator(first),
-                 {2, inputs.margin->dim() == 2 && inputs.margin->size(1) == 1 ? 1 : first.size(0)});
+                 {3, inputs.margin->dim() == 2 && inputs.margin->size(1) == 1 ? 1 : first.size(0)});
   const bool alone = !inputs.in_batch;
   STD_TORCH_CHECK(
       !alone || (inputs.negative_keys && inputs.sides == Sides::row && !inputs.call.pairs.key_bias),

@@ -55,7 +55,7 @@ def inputs(
     negative_keys = None if further is None else torch.randn(further, width, dtype=exact).to(dtype)
     embeddings = (x.to(dtype) / width**0.5 for x in (first, second))
     scale = torch.tensor(3.0, dtype=exact)
-    margin = torch.stack((1 + torch.rand(batch), -torch.rand(batch))).to(exact)
+    margin = torch.stack((torch.rand(batch), -torch.rand(batch), 1 + torch.rand(batch))).to(exact)
     margin = None if bounded else margin[:, :1].contiguous() if one else margin
     return *embeddings, negative_keys, None, margin, scale, *Call(pairs, dtype, None).arguments
 
@@ -67,7 +67,7 @@ def both(operation, *arguments):
 def assert_close(ours, expected, dtype, size=1.0):
     for a, b in zip(tree_leaves(ours), tree_leaves(expected), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        atol = RULE[dtype] * max(b.abs().max().item() if b.numel() else 0, size if b.dim() else 1)
+        atol = RULE[dtype] * max(b.abs().max().item() if b.numel() else 0, size)
         torch.testing.assert_close(a, b, rtol=RULE[dtype], atol=atol)
 
 
@@ -187,7 +187,7 @@ def test_bounds():
         (2, torch.randn(24), "negative_keys: expected"),
         (3, torch.ones(5, 2, dtype=torch.bool), "negative_keys: expected 2 for each of the 5"),
         (3, torch.ones(5), "counted: expected contiguous Bool"),
-        (4, torch.randn(2, 4), "margin: expected contiguous Float"),
+        (4, torch.randn(3, 4), "margin: expected contiguous Float"),
         (4, torch.randn(5), "margin: expected contiguous Float"),
         (5, torch.randn(1), "scale: expected"),
         (11, torch.randn((), dtype=torch.float64), "query_bias: expected contiguous Float"),

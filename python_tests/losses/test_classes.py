@@ -154,7 +154,9 @@ def test_operations(normalize):
 def test_the_margin_falls_with_the_angle(m1, m2):
     angle = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
     x = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(2001, 2)
-    value, slope = Margin(m1, m2, 0.0).of(x, torch.stack((angle.cos(), angle.sin()), 1))
+    weight = torch.stack((angle.cos(), angle.sin()), 1)
+    factor, offset, slope = Margin(m1, m2, 0.0).of(x, weight)
+    value = factor * angle.cos() + offset
     assert (value.diff() <= 1e-12).all()
     assert (slope[1:] >= 0).all()
     assert slope.isfinite().all()

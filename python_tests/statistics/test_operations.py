@@ -82,7 +82,7 @@ def loss_arguments(operation, dtype, reduction="mean"):
                 forms += [(own, counted, batch, True)]
             for keys, of_each, call, in_batch in forms:
                 wanted = [*needs[:5], needs[5] and in_batch]
-                margin = torch.randn(2, 1 if call is one else 7, dtype=scale.dtype)
+                margin = torch.randn(3, 1 if call is one else 7, dtype=scale.dtype)
                 inputs = [query, key, keys, of_each, margin, scale, *call, statistic, epilogue]
                 inputs += [True, in_batch]
                 if operation == "contrast":
