@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.losses.cases import GOALS, LOSSES, NAMES, Case
-from benchmarks.losses.family import FamilySize, family_table
+from benchmarks.losses.family import FamilySize, family_tables
 from benchmarks.losses.options import STATISTIC_LIMIT, OptionCase
 from benchmarks.neighbours import DISTURBED
 from benchmarks.report import RESULTS, bytes_text, machine_line, seconds_text, table
@@ -197,8 +197,7 @@ def report(summary: dict[str, Any], brief: bool = False) -> str:
         ("Forward + backward, in units of the bare product", goals_table(time)),
         ("Time over that of eager PyTorch", ratio_table(time, "eager")),
         ("Time over that of the bare product", ratio_table(unit, "product")),
-        ("Other losses, time over that of eager PyTorch; rows x D",
-         family_table(summary.get("family", ()))),
+        *family_tables(summary.get("family", ())),
         *options_tables(summary.get("options", ())),
         ("Peak memory beyond inputs and their gradients", memory_table(memory)),
     ]  # fmt: skip

@@ -14,7 +14,8 @@ import torch
 from benchmarks import memory, readme, timing
 from benchmarks.losses import contestants, family, options, plots, report
 from benchmarks.losses.cases import GOALS, NAMES, Case, memory_cases, time_cases
-from benchmarks.losses.family import FamilySize
+from benchmarks.losses.family import EAGER, FamilySize
+from benchmarks.losses.libraries import LIBRARIES, installed
 from benchmarks.losses.memory import measure_fresh
 from benchmarks.losses.options import option_cases
 from benchmarks.neighbours import Neighbours
@@ -99,8 +100,23 @@ def test_sides_of_the_family_agree(loss):
 
 def test_the_family_is_measured_and_tabled():
     assert {size.loss for size in family.family_sizes()} == set(FAMILY)
-    entries = [size._asdict() | {"ratio": 1.5} for size in family.family_sizes(quick=True)]
-    assert family.family_table(entries).count("**1.50**") == len(entries)
+    sizes = [size for size in family.family_sizes(quick=True) if size.rival == EAGER]
+    called = [size for size in sizes if size.loss in LIBRARIES]
+    assert {size.loss for size in called} == set(LIBRARIES)
+    sizes += [size._replace(rival=LIBRARIES[size.loss].package) for size in called]
+    eager, others = family.family_tables(size._asdict() | {"ratio": 1.5} for size in sizes)
+    assert eager[1].count("**1.50**") == len(sizes) - len(called)
+    assert others[1].count("**1.50**") == len(called)
+
+
+@pytest.mark.parametrize("loss", LIBRARIES)
+def test_other_libraries_agree(loss):
+    package = installed(loss)
+    if package is None:
+        pytest.skip(f"{LIBRARIES[loss].package} is not installed")
+    ours, theirs = (step() for step in family.contestants(FamilySize(loss, 24, 16, package)))
+    for a, b in zip(ours, theirs, strict=False):  # ours: of a teacher's scores too, zeros
+        torch.testing.assert_close(a, b if a.shape == b.shape else b.T, rtol=1e-4, atol=1e-5)
 
 
 def test_options_of_every_loss_and_primitive_are_measured():
