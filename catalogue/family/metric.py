@@ -194,6 +194,13 @@ CASES = (
                 "normalize": False,
                 "margin": 5.0,
             },
+            "euclidean": lambda B, D: {"distance": "euclidean"},
+            "euclidean, as they come": lambda B, D: {
+                "distance": "euclidean",
+                "normalize": False,
+                "margin": 2.0,
+                "soft": True,
+            },
             "hard": lambda B, D: {"mining": "batch_hard", "average": "all"},
             "hard, soft": lambda B, D: {"mining": "batch_hard", "soft": True, "margin": 0.0},
             "hard, euclidean, as they come": lambda B, D: {

@@ -43,11 +43,10 @@ def all_triplets(
     grad: Tensor | None,
     *,
     soft: bool,
-    squared: bool,
+    distance: str,
     needed: bool,
 ) -> AllTriplets:
-    """``max(0, margin - u(a, p) + u(a, n))``, u a similarity: ``<a, b>``, or, ``squared``, the
-    negated squared distance.
+    """``max(0, margin + d(a, p) - d(a, n))``.
 
     Args:
         rows: [B, D], float32 or float64.
@@ -55,10 +54,10 @@ def all_triplets(
         margin: 0-d.
         grad: The gradient of each anchor's loss, [B]; None: 1.
         soft: softplus in place of the hinge.
-        squared: See above.
+        distance: "cosine", of whatever rows, "squared_euclidean" or "euclidean".
         needed: Whether the gradients are.
     """
-    return AllTriplets(*_operation(rows, labels, margin, soft, squared, grad, needed))
+    return AllTriplets(*_operation(rows, labels, margin, soft, distance, grad, needed))
 
 
 Turn = tuple[Tensor, Tensor | None]  # positives of anchors, [n, R], and which of these are none
@@ -148,22 +147,30 @@ class _Sums:
         self.losses, self.active = rows.new_zeros(len(rows)), labels.new_zeros(())
         self.grad_rows, self.grad_margin = torch.zeros_like(rows if needed else rows[:0]), 0
 
-    def part(self, part: slice, batch: _Batch | _Classes, margin, soft: bool, squared: bool):
-        """Adds the triplets of some anchors."""
-        u = in_full(self.rows[part], self.rows.T)
-        if squared:
-            u.mul_(2).sub_(self.rows.square().sum(1))
+    def part(self, part: slice, batch: _Batch | _Classes, margin, soft: bool, distance: str):
+        """Adds the triplets of some anchors. u is a negated distance but for what does not depend
+        on the other row."""
+        rows = self.rows
+        u = in_full(rows[part], rows.T)
+        squares = None if distance == "cosine" else rows.square().sum(1)
+        if squares is not None:
+            u.mul_(2).sub_(squares)
+        if squares is not None and distance == "euclidean":
+            u = u.sub_(squares[part, None]).neg_().clamp_min_(0).sqrt_().neg_()
         same = batch.labels[part, None] == batch.labels
         negatives, pull = u.masked_fill(same, -torch.inf), torch.zeros_like(u)
         for turn in batch.turns(part):
             self._turn(part, u, negatives, pull, turn, margin, soft)
         if not self.needed:
             return
-        if squared:
+        if distance == "euclidean":  # that of its square; at 0 it is taken to be 0
+            pull.div_(u.mul_(-2).masked_fill_(u == 0, torch.inf))
+            self.grad_rows[part].addcmul_(pull.sum(1)[:, None], rows[part], value=-2)
+        if squares is not None:
             pull.mul_(2)
-            self.grad_rows.addcmul_(pull.sum(0)[:, None], self.rows, value=-1)
-        self.grad_rows[part].add_(in_full(pull, self.rows))
-        self.grad_rows.add_(in_full(pull.T, self.rows[part]))
+            self.grad_rows.addcmul_(pull.sum(0)[:, None], rows, value=-1)
+        self.grad_rows[part].add_(in_full(pull, rows))
+        self.grad_rows.add_(in_full(pull.T, rows[part]))
 
     def _turn(self, part: slice, u, negatives, pull, turn: Turn, margin, soft: bool) -> None:
         """Adds the triplets of some positives of a part's first anchors."""
@@ -191,14 +198,14 @@ class _Sums:
         self.grad_margin = self.grad_margin + by_threshold.sum()
 
 
-def _all_triplets(rows, labels, margin, soft: bool, squared: bool, grad, needed: bool):
+def _all_triplets(rows, labels, margin, soft: bool, distance: str, grad, needed: bool):
     B, batch = len(rows), _Batch.of(labels) or _Classes.of(labels)
     if batch.order is not None:
         rows = rows.index_select(0, batch.order)
         grad = None if grad is None else grad.index_select(0, batch.order)
     sums = _Sums(rows, labels, grad, needed)
     for part in batch.parts():
-        sums.part(part, batch, margin, soft, squared)
+        sums.part(part, batch, margin, soft, distance)
     results = sums.losses, sums.grad_rows
     if batch.order is not None:
         results = (
@@ -210,14 +217,14 @@ def _all_triplets(rows, labels, margin, soft: bool, squared: bool, grad, needed:
     return losses, sums.active, count, grad_rows, grad_margin
 
 
-def _fake(rows, labels, margin, soft, squared, grad, needed: bool):
+def _fake(rows, labels, margin, soft, distance, grad, needed: bool):
     count = labels.new_empty(())
     of_rows = new_like(rows, *(rows.shape if needed else (0, rows.shape[1])))
     return new_like(rows, rows.shape[0]), count, torch.empty_like(count), of_rows, new_like(rows)
 
 
 _operation = define(
-    "all_triplets(Tensor rows, Tensor labels, Tensor margin, bool soft, bool squared, Tensor? grad,"
+    "all_triplets(Tensor rows, Tensor labels, Tensor margin, bool soft, str distance, Tensor? grad,"
     " bool needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _all_triplets,
     _fake,

@@ -53,7 +53,7 @@ def triplet(
         mining: Which triplets: see above.
         soft: softplus in place of the hinge. (The paper's soft margin has ``margin=0``.)
         distance: ``"cosine"`` is ``1 - <a, b>``, of whatever rows; ``"squared_euclidean"``; or
-            ``"euclidean"``, of which there is no ``"batch_all"``.
+            ``"euclidean"``, whose gradient at 0 is taken to be 0.
         average: The mean is over the triplets whose loss is above 0, or over all that there are.
             A soft loss is always above 0.
         normalize: Divide rows by their length first.
@@ -78,16 +78,11 @@ def triplet(
     check_choice("distance", distance, ("cosine", "squared_euclidean", "euclidean"))
     check_choice("average", average, ("active", "all"))
     check_reduction(reduction)
-    if mining == "batch_all" and distance == "euclidean":
-        raise ValueError(
-            'distance: expected "cosine" or "squared_euclidean" with mining="batch_all", '
-            'got "euclidean"'
-        )
     if readable(x) and not (math.isfinite(x.detach().sum().item()) or bool(x.isfinite().all())):
         raise ValueError("x: expected finite embeddings, got others")
     if mining == "batch_all":
         requested(backend)  # checked; no search is made
-        given = labels, soft, distance == "squared_euclidean", average, reduction
+        given = labels, soft, distance, average, reduction
         reduction = "none" if reduction == "none" else "sum"
         return _of_all((x,), (margin,), given, normalize, reduction)
     rows = float_rows(x, normalize=normalize)
@@ -166,7 +161,7 @@ def _of_all(
     margin: Tensor,
     labels: Tensor,
     soft: bool,
-    squared: bool,
+    distance: str,
     average: str,
     reduction: str,
 ) -> tuple[Tensor, Pull]:
@@ -174,7 +169,7 @@ def _of_all(
     made_at_once = x.trained and reduction != "none"
 
     def evaluated(grad: Tensor | None, needed: bool) -> AllTriplets:
-        kind = {"soft": soft, "squared": squared}
+        kind = {"soft": soft, "distance": distance}
         return all_triplets(x.rows, labels, margin, grad, needed=needed, **kind)
 
     found = evaluated(None, made_at_once)
