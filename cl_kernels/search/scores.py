@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels._precision import accumulator
 
+_AT_ONCE = 8192  # rows
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize: a zero vector scores 0
 
 
@@ -30,10 +31,13 @@ def factors(rows: Tensor) -> Tensor:
 
 def inverse_norms(x: Tensor) -> Tensor:
     """1 / |row| in float32 (float64), without a copy of all rows."""
-    result = x.new_empty(len(x), dtype=accumulator(x))
-    for first in range(0, len(x), 8192):
-        part = slice(first, first + 8192)
-        result[part] = factors(x[part].to(result.dtype))
+    dtype, count = accumulator(x), len(x)
+    if count <= _AT_ONCE:
+        return factors(x.to(dtype))
+    result = x.new_empty(count, dtype=dtype)
+    for first in range(0, count, _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        result[part] = factors(x[part].to(dtype))
     return result
 
 

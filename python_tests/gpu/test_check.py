@@ -72,12 +72,15 @@ def test_a_rehearsal_with_faults_and_one_elsewhere(tmp_path):
     assert_said(done.stdout, tmp_path / "a")
 
     with copied_sources() as sources:
-        done, again = rehearse(tmp_path / "b", tmp_path / "keys", sources=sources)
+        # The tests' own kernels take as long as all others.
+        stages_of_it = "kernels", "ceilings", "goals", "candidates", "small"
+        given = tmp_path / "b", tmp_path / "keys", "--only", *stages_of_it
+        done, again = rehearse(*given, sources=sources)
     assert done.returncode == 0, done.stdout[-3000:]
     assert again["about"]["commit"] == "abc123"  # there is no git to ask
     # What the faulty cases need may have been asked for by none.
     missed = {line.partition(": ")[2].rpartition(": ")[0] for line in missed_cases(again)}
-    assert counts(again)[0] > 600 and missed <= set(faults), missed
+    assert counts(again)[0] > 300 and missed <= set(faults), missed
 
 
 def assert_every_stage_answered(summary, faulty):
