@@ -105,7 +105,7 @@ def contrast_classes(
         normalize: Divide rows by their length first.
     """
     if weight.numel() <= _SMALLEST_BLOCK or _recording.active():
-        others = PairFilter(target, torch.arange(len(weight), device=x.device), "different")
+        others = PairFilter(target, torch.arange(weight.shape[0], device=x.device), "different")
         own = weight.index_select(0, target)
         recipe = Recipe("row_logsumexp", "softplus", normalize, in_batch=False)
         settings = {"logit_bound": logit_bound, "reduction": reduction, "backend": backend}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
+from cl_kernels._ops import define, new_like
 from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
@@ -97,7 +98,7 @@ def distill(
         of_teacher = as_scalar("teacher_temperature", teacher_temperature, query, inverted=True)
 
     teacher = _teacher_rows(teacher_query, teacher_key, of_teacher, query, normalize)
-    how = normalize, divergence, symmetric
+    how = normalize, divergence, symmetric, torch.compiler.is_compiling()
     return _distilled(query.contiguous(), key.contiguous(), scale, *teacher, how, reduction)
 
 
@@ -214,19 +215,26 @@ def _compared_rows(
     return (losses + of_keys) / 2 if symmetric else losses, gradient
 
 
+How = tuple[bool, str, bool, bool]  # normalize, divergence, symmetric, whether it is compiled
+
+
 def _losses(
-    inputs: Sequence[Any], how: tuple[bool, str, bool], grad: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
+    inputs: Sequence[Any], how: How, grad: Tensor | None
+) -> tuple[Tensor, Sequence[Tensor]]:
     """Of all queries, and the gradients of query, key and scale for ``grad`` of them. A difference
     of log-probabilities: autocast would round it away."""
+    *kind, compiled = how
+    if compiled:
+        losses, *gradients = _operation(*inputs, *kind, grad)
+        return losses, gradients
     with torch.autocast(inputs[0].device.type, enabled=False):
-        return _losses_in_full(inputs, how, grad)
+        return _losses_in_full(inputs, kind, grad)
 
 
 def _losses_in_full(
-    inputs: Sequence[Any], how: tuple[bool, str, bool], grad: Tensor | None
+    inputs: Sequence[Any], kind: Sequence[Any], grad: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
-    (query, key, scale, *teacher), (normalize, divergence, symmetric) = inputs, how
+    (query, key, scale, *teacher), (normalize, divergence, symmetric) = inputs, kind
     student, count = Rows.of((query, key), normalize), len(query)
     of_query = student.rows[:count]
     rows = _Rows(of_query * scale, student.rows[count:], *teacher)
@@ -239,6 +247,33 @@ def _losses_in_full(
     return losses, [gradient[:count], gradient[count:], of_scale]
 
 
+def _evaluated(*arguments):
+    *inputs, normalize, divergence, symmetric, grad = arguments
+    how = normalize, divergence, symmetric, False
+    losses, gradients = _losses(inputs, how, grad)
+    if grad is None:
+        return losses, *(losses.new_empty(0) for _ in range(3))
+    return losses, *(g.contiguous().clone() for g in gradients)
+
+
+def _fake(query, key, scale, *arguments):
+    made = arguments[-1] is not None
+    sizes = query.shape, key.shape, ()
+    return new_like(query, query.shape[0]), *(
+        new_like(query, *(s if made else (0,))) for s in sizes
+    )
+
+
+# The same as one operation: its blocks would have torch.compile compile for every size.
+_operation = define(
+    "distilled(Tensor query, Tensor key, Tensor scale, Tensor teacher_query, Tensor teacher_key,"
+    " bool normalize, str divergence, bool symmetric, Tensor? grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _evaluated,
+    _fake,
+)
+
+
 @in_graph
 def _distilled(
     query: Tensor,
@@ -246,7 +281,7 @@ def _distilled(
     scale: Tensor,
     teacher_query: Tensor,
     teacher_key: Tensor,
-    how: tuple[bool, str, bool],
+    how: How,
     reduction: str,
 ) -> Tensor:
     """The reduced losses, or those of all queries for ``reduction="none"``."""
@@ -267,7 +302,7 @@ class _Distilled(torch.autograd.Function):
         ctx.dtype, ctx.how, ctx.of_rows = query.dtype, how, reduction == "none"
         share = None
         if not ctx.of_rows:
-            weight = 1 / max(len(query), 1) if reduction == "mean" else 1
+            weight = 1 / max(query.shape[0], 1) if reduction == "mean" else 1
             share = like.new_full(query.shape[:1], weight)
         losses, gradients = _losses(inputs, how, share)
         ctx.save_for_backward(*(inputs if ctx.of_rows else gradients))

@@ -101,7 +101,7 @@ def _losses(
     others = _swapped(x.rows)
     similarity = (x.rows * others).sum(1)
     positive = scale * similarity
-    count = torch.full_like(scale, len(x) - 2).log()
+    count = torch.full_like(scale, x.count - 2).log()
     # Less the positive's logit: log of the weighted mean of exp(logit) times the count.
     weighted = streamed[0].value - positive
     if len(streamed) > 1:

@@ -229,7 +229,7 @@ class NormalizedSoftmaxLoss(_LossOfClasses):
 
 def check_finite(name: str, value: float) -> None:
     check_number(name, value)
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # torch.compile does not see into math.isfinite
         raise ValueError(f"{name}: expected a finite number, got {value}")
 
 

@@ -43,7 +43,8 @@ class Embeddings:
         self.rows, self.norm, self.trained = rows, norm, trained
         self.grad: Tensor | None = None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return self.rows.shape[0]
 
     def add(self, grad: Tensor) -> None:

@@ -68,7 +68,7 @@ def _loss(
 ) -> tuple[Tensor, Pull]:
     def hinges(visit: Visit, sign: int, margin: Tensor) -> tuple[Streamed, Tensor]:
         """Of each row, and over how many pairs their mean is taken."""
-        bias = (-sign * margin).expand(len(x)).contiguous()
+        bias = (-sign * margin).expand(x.count).contiguous()
         streamed = Streamed(visit, x, scale=float(sign), query_bias=bias)
         return streamed, streamed.values[1].sum().clamp_min(1)
 

@@ -76,11 +76,11 @@ def _loss(
 ) -> tuple[Tensor, Pull]:
     own = proxies.rows.index_select(0, labels)
     logits = -alpha * (x.rows * own).sum(1)
-    near = segment_logsumexp(logits, labels, len(proxies), empty=-torch.inf)
+    near = segment_logsumexp(logits, labels, proxies.count, empty=-torch.inf)
     far = Streamed(negatives, proxies, x, alpha)
     threshold = -alpha * margin
     with_rows = (near > -torch.inf).sum().clamp_min(1)
-    classes = max(len(proxies), 1)
+    classes = max(proxies.count, 1)
 
     def pull(grad: Tensor | None) -> tuple[Tensor]:
         by_near = (near - threshold).sigmoid() / with_rows

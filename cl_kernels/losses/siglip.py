@@ -119,7 +119,7 @@ def _of_groups(
     lose the digits."""
 
     def softplus_sum(visit: Visit, sign: int) -> Streamed:
-        biases = None if bias is None else (sign * bias).expand(len(images)).contiguous()
+        biases = None if bias is None else (sign * bias).expand(images.count).contiguous()
         return Streamed(visit, images, texts, sign * scale, biases)
 
     far, near = softplus_sum(negatives, 1), softplus_sum(positives, -1)

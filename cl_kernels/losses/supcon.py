@@ -109,7 +109,7 @@ def supcon(
         and base_temperature is None
     )
     if plain:
-        index = torch.arange(len(x), device=x.device)
+        index = torch.arange(x.shape[0], device=x.device)
         others = visit("self_logsumexp", x, None, PairFilter(index, index, "different"), **options)
         given = labels, others, reduction == "mean"
         reduction = "none" if reduction == "none" else "sum"
