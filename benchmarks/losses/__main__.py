@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import machine
 from benchmarks.losses.cases import NAMES
+from benchmarks.losses.libraries import missing
 from benchmarks.losses.plots import draw
 from benchmarks.losses.report import report, summarise
 from benchmarks.neighbours import warn_if_busy
@@ -45,6 +46,8 @@ def main() -> int:
     raw = folder / "raw.json"
     raw.unlink(missing_ok=True)
     warn_if_busy()
+    if "family" in options.suite and missing():
+        print(f"Not installed, so their classes are not timed: {', '.join(missing())}")
     here = Path(__file__).parent
     failed = pytest.main([
         *(str(here / SUITES[suite]) for suite in options.suite),

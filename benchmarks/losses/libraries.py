@@ -46,6 +46,12 @@ def installed(loss: str) -> str | None:
     return found.package
 
 
+def missing() -> list[str]:
+    """Packages whose classes are not timed here."""
+    packages = {library.package: installed(loss) for loss, library in LIBRARIES.items()}
+    return [package for package, found in packages.items() if found is None]
+
+
 def _of_labels(name: str, **settings: Any) -> Library:
     """A loss of pytorch-metric-learning; ``cosine``: of cosines instead of distances."""
 

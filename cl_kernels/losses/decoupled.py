@@ -104,7 +104,8 @@ def weighted_decoupled(
         view_0: Embeddings of one view, shape [B, D]. float32, float16, bfloat16 or float64.
         view_1: Embeddings of the other view, shape [B, D], same dtype and device.
         temperature: A number other than zero, or a 0-d tensor that may require grad.
-        sigma: The weights' temperature, a number other than zero. The smaller, the less even.
+        sigma: The weights' temperature, a number other than zero. The smaller, the less even. No
+            gradient flows to it.
         partition: ``"joint"`` or ``"per_view"``, as ``decoupled`` has it.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the 2B rows, or ``"none"``.

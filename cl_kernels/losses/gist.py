@@ -65,7 +65,7 @@ def gist(
         margin_strategy: A pair is dropped above ``s - margin`` (``"absolute"``) or above
             ``s - margin * |s|`` (``"relative"``), s the guide's similarity of anchor i and its
             positive.
-        margin: A finite number.
+        margin: A finite number. No gradient flows to it.
         contrast_anchors: Whether other anchors are negatives of an anchor.
         contrast_positives: Whether other positives are negatives of a positive.
         guide_scores: What stands for s, shape [B], e.g. a cross-encoder's. Default: the

@@ -54,6 +54,8 @@ class LossWithWeight(LossModule):
         matrix = None
         if sizes != (None, None):
             for name, size in zip(("num_classes", "dim"), sizes, strict=True):
+                if size is None:
+                    raise ValueError(f"{name}: expected with the other of num_classes and dim")
                 check_integer(name, size, 1)
             matrix = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
         self.register_parameter(self.learned, matrix)
@@ -67,7 +69,8 @@ class LossWithWeight(LossModule):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         matrix, given = getattr(self, self.learned), self._named(inputs, options)
         if (matrix is None) == (self.learned not in given):
-            expected = "one, as the loss has none of its own" if matrix is None else "none"
+            own = "one in the call, as the loss was made without num_classes and dim"
+            expected = own if matrix is None else "none"
             found = "none" if matrix is None else "one beside the loss's own"
             raise TypeError(f"{self.learned}: expected {expected}, got {found}")
         return super().forward(**given, **({} if matrix is None else {self.learned: matrix}))

@@ -60,8 +60,8 @@ def supcon(
         x: Embeddings, shape [B, D]; or [B, V, D], V views of each image, which share its label.
             float32, float16, bfloat16 or float64.
         labels: Integer labels, shape [B]; or lists of each anchor's positives among what it is
-            compared with, the rows of x or ``keys``: a ``CSR``, [B, P] padded with -1, or Python
-            lists. Default, for V views: every image is a class (SimCLR).
+            compared with, the rows of x or ``keys``: a ``CSR``, [B, P] padded with -1 (P at least
+            2), or Python lists. Default, for V views: every image is a class (SimCLR).
         keys: Rows to compare with, shape [N, D], e.g. a reference set or a queue.
         key_labels: Their labels, shape [N].
         temperature: A number other than zero, or a 0-d tensor that may require grad.
@@ -235,9 +235,16 @@ def _with_labels(x: Tensor, labels: Tensor | Lists | None) -> tuple[Tensor, Tens
     check_embeddings("x", x if views is None else x.flatten(0, 1))
     if labels is None:
         if views is None:
-            raise ValueError("labels: expected with x of shape [B, D], got None")
+            raise ValueError("labels: expected them for x of shape [B, D], got None")
         labels = torch.arange(x.shape[0], device=x.device)
     rows = x if views is None else x.flatten(0, 1)
+    if isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] == 1:
+        raise ValueError(  # read as lists it would be another loss
+            f"labels: expected labels [B], or lists of positives, got shape {list(labels.shape)}: "
+            "a column of labels is labels.squeeze(1), lists of one positive are a CSR"
+        )
+    if isinstance(labels, list) and labels and not isinstance(labels[0], (list, tuple, Tensor)):
+        raise TypeError("labels: expected a tensor of labels, or a list of lists, got a flat list")
     if not (isinstance(labels, Tensor) and labels.dim() == 1):
         return rows, labels
     labels = as_labels("labels", labels, x, "x")

@@ -84,7 +84,13 @@ X, LABELS = torch.randn(4, D), torch.arange(4)
 @pytest.mark.parametrize(
     ("error", "changes", "message"),
     [
-        (ValueError, {"labels": None}, "labels: expected with x of shape [B, D], got None"),
+        (ValueError, {"labels": None}, "labels: expected them for x of shape [B, D], got None"),
+        (
+            ValueError,
+            {"labels": torch.zeros(4, 1).long()},
+            "a column of labels is labels.squeeze(1)",
+        ),
+        (TypeError, {"labels": [0, 1, 0, 1]}, "labels: expected a tensor of labels, or a list of"),
         (ValueError, {"labels": torch.arange(3)}, "labels: expected one label for each of the 4"),
         (TypeError, {"labels": torch.zeros(4)}, "labels: expected an integer tensor, got"),
         (ValueError, {"labels": torch.arange(4).to("meta")}, "labels: expected the device of x"),
