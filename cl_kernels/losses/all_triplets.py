@@ -203,6 +203,8 @@ def _all_triplets(rows, labels, margin, soft: bool, distance: str, grad, needed:
     if batch.order is not None:
         rows = rows.index_select(0, batch.order)
         grad = None if grad is None else grad.index_select(0, batch.order)
+    if distance != "cosine":  # of rows far from the origin it would lose the digits
+        rows = rows - rows.mean(0)
     sums = _Sums(rows, labels, grad, needed)
     for part in batch.parts():
         sums.part(part, batch, margin, soft, distance)

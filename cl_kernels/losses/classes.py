@@ -20,6 +20,7 @@ from cl_kernels._precision import accumulator
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import Call, number_tensor
+from cl_kernels.checks import as_factor
 from cl_kernels.losses.common import total
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.epilogues import EPILOGUES
@@ -68,17 +69,22 @@ class Margin(NamedTuple):
         # From the cosine, small angles would be lost in rounding.
         apart, facing = (torch.linalg.vector_norm(v, dim=1) for v in (x - y, x + y))
         shifted = (2 * self.m1) * torch.atan2(apart, facing) + self.m2
-        # Rows that are one but for rounding have no direction to each other.
-        sine = (apart * facing).masked_fill_(apart < 8 * torch.finfo(x.dtype).eps, torch.inf)
+        # Rows that are one, or opposite, but for rounding have no direction to each other.
+        none = apart.minimum(facing) < 8 * torch.finfo(x.dtype).eps
+        sine = (apart * facing).masked_fill_(none, torch.inf)
         beyond = shifted > math.pi
         slope = (shifted.sin().mul_(2 * self.m1) / sine).masked_fill_(beyond, 1)
-        offset = shifted.cos().masked_fill_(beyond, -self._drop())
+        offset = shifted.cos().masked_fill_(beyond, -self._drop(x))
         return beyond.to(x.dtype), offset - self.m3 if self.m3 else offset, slope
 
-    def _drop(self) -> float:
+    def _drop(self, like: Tensor) -> float | Tensor:
         """What the cosine is less where ``m1 * theta + m2`` is beyond pi, so that the value falls
         on: for m1 = 1 and m2 up to 2.33 it is m2 * sin(m2)."""
-        gap = math.pi - (math.pi - self.m2) / self.m1
+        m1, m2 = self.m1, self.m2
+        if torch.compiler.is_compiling():  # they may be symbols
+            gap = math.pi - (math.pi - as_factor(m2, like)) / as_factor(m1, like)
+            return torch.maximum(gap * gap.sin(), 1 - gap.cos())
+        gap = math.pi - (math.pi - m2) / m1
         return max(gap * math.sin(gap), 1 - math.cos(gap))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Literal
@@ -16,6 +15,8 @@ from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 from cl_kernels.reading import readable
 
 Reduction = Literal["mean", "sum", "none"]
+
+LARGEST = torch.finfo(torch.float32).max
 
 _SERIAL_SUM = 32768  # torch's grain: a shorter sum is taken by one thread
 
@@ -63,8 +64,8 @@ def check_reduction(reduction: str) -> None:
 def check_positive(name: str, value: float) -> None:
     expected = "a positive number"
     check_number(name, value, expected)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected {expected}, got {value}")
+    if not 0 < value <= LARGEST:
+        raise ValueError(f"{name}: expected {expected}, finite in float32, got {value}")
 
 
 def as_weights(weights: Tensor | None, like: Tensor, rows: int, of: str) -> Tensor | None:

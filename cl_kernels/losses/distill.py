@@ -134,9 +134,11 @@ def _teachers(teacher_query, teacher_key, query: Tensor, key: Tensor) -> tuple[T
 
 def _teacher_rows(teacher_query, teacher_key, scale, like: Tensor, normalize: bool):
     """In the student's accumulation type; queries are divided by the temperature."""
+    dtype = accumulator(like)
     with torch.no_grad():
-        query, key = (float_rows(x, normalize=normalize) for x in (teacher_query, teacher_key))
-        return (query * scale).to(accumulator(like)), key.to(accumulator(like))
+        wide = (x.to(torch.promote_types(x.dtype, dtype)) for x in (teacher_query, teacher_key))
+        query, key = (float_rows(x, normalize=normalize) for x in wide)
+        return (query * scale).to(dtype), key.to(dtype)
 
 
 class _Rows(NamedTuple):

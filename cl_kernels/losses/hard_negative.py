@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_kernels._numbers import check_number
 from cl_kernels.losses.common import (
+    LARGEST,
     Reduction,
     as_inputs,
     check_reduction,
@@ -137,7 +138,7 @@ class HardNegativeLoss(LossModule):
 
 def _check_shape_of_weights(beta: float, tau_plus: float) -> None:
     check_number("beta", beta)
-    if not 0 <= beta < math.inf:
+    if not 0 <= beta <= LARGEST:
         raise ValueError(f"beta: expected a finite number of at least 0, got {beta}")
     check_number("tau_plus", tau_plus)
     if not 0 <= tau_plus < 1:

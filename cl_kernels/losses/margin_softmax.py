@@ -12,6 +12,7 @@ from cl_kernels._numbers import check_flag, check_number
 from cl_kernels.checks import as_scalar, check_indices
 from cl_kernels.losses.classes import Margin, contrast_classes
 from cl_kernels.losses.common import (
+    LARGEST,
     Reduction,
     as_inputs,
     check_reduction,
@@ -229,8 +230,8 @@ class NormalizedSoftmaxLoss(_LossOfClasses):
 
 def check_finite(name: str, value: float) -> None:
     check_number(name, value)
-    if not -math.inf < value < math.inf:  # torch.compile does not see into math.isfinite
-        raise ValueError(f"{name}: expected a finite number, got {value}")
+    if not -LARGEST <= value <= LARGEST:  # torch.compile does not see into math.isfinite
+        raise ValueError(f"{name}: expected a finite number, got {value}, and float32 holds 3.4e38")
 
 
 def check_angle(name: str, value: float) -> None:

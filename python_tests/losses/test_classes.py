@@ -50,6 +50,7 @@ def gradients(form, given, **settings):
         ({"m1": 0}, ValueError, "m1: expected a number above 0, got 0"),
         ({"m2": -0.1}, ValueError, "m2: expected an angle from 0 to pi"),
         ({"m3": math.nan}, ValueError, "m3: expected a finite number, got nan"),
+        ({"m3": 1e39}, ValueError, "m3: expected a finite number, got 1e.39"),
         ({"m3": "0.1"}, TypeError, "m3: expected a number, got str"),
         ({"sample": 0}, ValueError, "sample: expected from 1 to 30 classes, got 0"),
         ({"sample": 31}, ValueError, "sample: expected from 1 to 30 classes, got 31"),
@@ -150,6 +151,19 @@ def test_operations(normalize):
         torch.library.opcheck(operations.contrast_classes_backward.default, of)
 
 
+@pytest.mark.parametrize("setting", ["m1", "m2", "m3"])
+def test_compiled_with_other_margins(setting):
+    given = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(margin_softmax, backend="aot_eager")
+    for value in (0.5, 0.4, 0.3, 1.1):
+        settings = {setting: value, "scale": 8.0}
+        torch.testing.assert_close(
+            gradients(compiled, given, **settings), gradients(margin_softmax, given, **settings),
+            rtol=1e-5, atol=1e-6,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("m1, m2", [(1.0, 0.5), (1.0, 2.6), (1.35, 0.0), (4.0, 0.2), (0.9, 0.4)])
 def test_the_margin_falls_with_the_angle(m1, m2):
     angle = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
@@ -182,6 +196,18 @@ class TestAligned:
         if factor < 0 and dtype == torch.float32:
             for grad, expected in zip(grads, truth, strict=True):
                 assert_frobenius(grad, expected, 1e-5)
+
+    @pytest.mark.parametrize("classes", [1, 5])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_opposite_where_the_margin_still_falls(self, dtype, classes):
+        """With m1 below 1 the angle pi is not beyond: its cosine has no direction there."""
+        weight = torch.eye(6, dtype=dtype)[:classes].requires_grad_()
+        x = torch.stack((-weight[0], torch.ones(6, dtype=dtype))).detach().requires_grad_()
+        given = x, torch.tensor([0, 0]), weight
+        value, *grads = gradients(margin_softmax, given, m1=0.9, scale=4.0)
+        assert value.isfinite() and all(g.isfinite().all() for g in grads)
+        if classes == 1:
+            assert value == 0 and not any(g.any() for g in grads)
 
     @pytest.mark.parametrize("angle", [1e-3, 1e-2, math.pi - 0.51, math.pi - 1e-3])
     def test_nearly(self, angle):
@@ -282,7 +308,7 @@ class TestModules:
     def test_one_weight(self):
         x, target, weight = inputs()
         assert ArcFaceLoss()(x, target, weight) == cl_kernels.arcface(x, target, weight)
-        with pytest.raises(TypeError, match="weight: expected one, as the loss has none"):
+        with pytest.raises(TypeError, match="weight: expected one in the call, as the loss"):
             ArcFaceLoss()(x, target)
         with pytest.raises(TypeError, match="weight: expected none, got one beside"):
             ArcFaceLoss(30, 8)(x, target, weight)

@@ -58,6 +58,12 @@ class TestTriplet:
             expected = 0.2 if not settings["soft"] else torch.tensor(0.2).exp().log1p()
             assert value == pytest.approx(float(expected), rel=1e-4)
 
+    @pytest.mark.parametrize("distance", ["squared_euclidean", "euclidean"])
+    def test_far_from_the_origin(self, distance):
+        x = torch.randn(12, 6) + 100
+        settings = {"distance": distance, "normalize": False, "margin": 3.0}
+        assert_as_textbook("triplet", x, torch.arange(12) % 3, **settings)
+
     def test_a_far_row(self):
         """A soft loss of 1000 does not overflow."""
         x = torch.tensor([[0.0, 1.0], [1000.0, 0.0], [0.0, 0.0]])
