@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +27,6 @@ from cl_kernels.losses.common import (
 )
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.operands import Rows
-from cl_kernels.statistics.rows import float_rows
 
 # Logits held at a time: what stays in a core's cache, or what keeps a GPU busy.
 _ON_CPU, _ELSEWHERE = 1 << 16, 1 << 24
@@ -134,11 +134,12 @@ def _teachers(teacher_query, teacher_key, query: Tensor, key: Tensor) -> tuple[T
 
 def _teacher_rows(teacher_query, teacher_key, scale, like: Tensor, normalize: bool):
     """In the student's accumulation type; queries are divided by the temperature."""
-    dtype = accumulator(like)
+    dtype, count = accumulator(like), teacher_query.shape[0]
     with torch.no_grad():
-        wide = (x.to(torch.promote_types(x.dtype, dtype)) for x in (teacher_query, teacher_key))
-        query, key = (float_rows(x, normalize=normalize) for x in wide)
-        return (query * scale).to(dtype), key.to(dtype)
+        both = teacher_query, teacher_key
+        widest = reduce(torch.promote_types, (x.dtype for x in both), dtype)
+        rows = Rows.of([x.to(widest) for x in both], normalize).rows
+        return (rows[:count] * scale).to(dtype), rows[count:].to(dtype)
 
 
 class _Rows(NamedTuple):
@@ -196,8 +197,9 @@ def _compared_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of all queries, and the gradient of the student's queries and keys, stacked, for
     ``grad`` of them."""
-    logits, of_keys, count = _Logits(rows), rows.key.new_zeros(len(rows.key)), len(rows.query)
+    logits, count = _Logits(rows), len(rows.query)
     columns = logits.of_columns() if symmetric else []
+    of_keys = rows.key.new_zeros(len(rows.key) if symmetric else 0)
     losses, gradient = rows.query.new_empty(count), None
     if grad is not None:
         grad = grad / 2 if symmetric else grad
@@ -212,7 +214,7 @@ def _compared_rows(
             of_keys += more
             pull = pull if pull is None or further is None else further.add_(pull)
         if pull is not None and gradient is not None:
-            gradient[block] = pull @ rows.key
+            torch.mm(pull, rows.key, out=gradient[block])
             gradient[count:].addmm_(pull.T, rows.query[block])
     return (losses + of_keys) / 2 if symmetric else losses, gradient
 
@@ -244,7 +246,7 @@ def _losses_in_full(
     if gradient is None:
         return losses, []
     of_scale = (gradient[:count] * of_query).sum()
-    gradient[:count] *= scale
+    gradient[:count].mul_(scale)
     gradient = student.gradient(gradient)
     return losses, [gradient[:count], gradient[count:], of_scale]
 
