@@ -142,20 +142,21 @@ class _Classes(NamedTuple):
 class _Sums:
     """What all triplets add up to."""
 
-    def __init__(self, rows: Tensor, labels: Tensor, grad: Tensor | None, needed: bool):
+    def __init__(self, rows: Tensor, labels: Tensor, distance: str, grad, needed: bool):
         self.rows, self.grad, self.needed = rows, grad, needed
+        self.euclidean = distance == "euclidean"
+        self.squares = None if distance == "cosine" else rows.square().sum(1)
         self.losses, self.active = rows.new_zeros(len(rows)), labels.new_zeros(())
         self.grad_rows, self.grad_margin = torch.zeros_like(rows if needed else rows[:0]), 0
 
-    def part(self, part: slice, batch: _Batch | _Classes, margin, soft: bool, distance: str):
+    def part(self, part: slice, batch: _Batch | _Classes, margin: Tensor, soft: bool) -> None:
         """Adds the triplets of some anchors. u is a negated distance but for what does not depend
         on the other row."""
-        rows = self.rows
+        rows, squares = self.rows, self.squares
         u = in_full(rows[part], rows.T)
-        squares = None if distance == "cosine" else rows.square().sum(1)
         if squares is not None:
             u.mul_(2).sub_(squares)
-        if squares is not None and distance == "euclidean":
+        if squares is not None and self.euclidean:
             u = u.sub_(squares[part, None]).neg_().clamp_min_(0).sqrt_().neg_()
         same = batch.labels[part, None] == batch.labels
         negatives, pull = u.masked_fill(same, -torch.inf), torch.zeros_like(u)
@@ -163,7 +164,7 @@ class _Sums:
             self._turn(part, u, negatives, pull, turn, margin, soft)
         if not self.needed:
             return
-        if distance == "euclidean":  # that of its square; at 0 it is taken to be 0
+        if self.euclidean:  # that of its square; at 0 it is taken to be 0
             pull.div_(u.mul_(-2).masked_fill_(u == 0, torch.inf))
             self.grad_rows[part].addcmul_(pull.sum(1)[:, None], rows[part], value=-2)
         if squares is not None:
@@ -205,9 +206,9 @@ def _all_triplets(rows, labels, margin, soft: bool, distance: str, grad, needed:
         grad = None if grad is None else grad.index_select(0, batch.order)
     if distance != "cosine":  # of rows far from the origin it would lose the digits
         rows = rows - rows.mean(0)
-    sums = _Sums(rows, labels, grad, needed)
+    sums = _Sums(rows, labels, distance, grad, needed)
     for part in batch.parts():
-        sums.part(part, batch, margin, soft, distance)
+        sums.part(part, batch, margin, soft)
     results = sums.losses, sums.grad_rows
     if batch.order is not None:
         results = (

@@ -257,7 +257,7 @@ def _evaluated(*arguments):
     losses, gradients = _losses(inputs, how, grad)
     if grad is None:
         return losses, *(losses.new_empty(0) for _ in range(3))
-    return losses, *(g.contiguous().clone() for g in gradients)
+    return losses, *(g.clone() for g in gradients)  # of memory of their own
 
 
 def _fake(query, key, scale, *arguments):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_number
+from cl_kernels.losses.both_sides import of_both
 from cl_kernels.losses.common import (
     LARGEST,
     Reduction,
@@ -81,8 +82,7 @@ def hard_negative(
         return no_loss(2 * B, reduction, view_0, view_1, scale)
 
     rows = torch.cat((view_0, view_1))
-    image = torch.arange(B, device=view_0.device)
-    image = torch.cat((image, image))
+    image = of_both(torch.arange(B, device=view_0.device))
     factors = (1 + beta, beta) if beta > 0 else (1.0,)
     others = PairFilter(image, image, "different")
     visits = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +14,7 @@ from cl_kernels.checks import as_scalar
 from cl_kernels.losses import epilogues
 from cl_kernels.losses.both_sides import joint, over_both_sides
 from cl_kernels.losses.common import (
+    LARGEST,
     Reduction,
     as_inputs,
     check_choice,
@@ -195,7 +195,7 @@ def _strengths(mode: str | None, strength: float) -> tuple[float, float]:
     if mode is not None:
         check_choice("hardness_mode", mode, _MODES)
     check_number("hardness_strength", strength)
-    if not 0 <= strength < math.inf:
+    if not 0 <= strength <= LARGEST:
         raise ValueError(f"hardness_strength: expected at least 0, got {strength}")
     in_batch = strength if mode in ("in_batch_negatives", "all_negatives") else 0.0
     return in_batch, strength if mode in ("hard_negatives", "all_negatives") else 0.0

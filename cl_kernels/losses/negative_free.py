@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cl_kernels._numbers import check_flag, check_number
 from cl_kernels.losses.common import (
+    LARGEST,
     Reduction,
     as_inputs,
     check_reduction,
@@ -189,13 +190,13 @@ def _two_views(**views: Tensor) -> tuple[Tensor, ...]:
 
 def _check_weight(name: str, weight: float) -> None:
     check_number(name, weight)
-    if not 0 <= weight < float("inf"):
+    if not 0 <= weight <= LARGEST:
         raise ValueError(f"{name}: expected a finite number, at least 0, got {weight}")
 
 
 def _check_eps(eps: float) -> None:
     check_number("eps", eps)
-    if not 0 < eps < float("inf"):
+    if not 0 < eps <= LARGEST:
         raise ValueError(f"eps: expected a finite number above 0, got {eps}")
 
 

@@ -118,15 +118,16 @@ class Streamed:
 
     def pull(self, *grads: Tensor) -> Tensor:
         """Adds to the embeddings' gradients; returns that of the scale."""
-        return self.pull_biased(*grads)[0]
+        if self.weighted is None:
+            return self.pull_biased(*grads)[0]
+        (grad,), query = grads, self.query
+        query.add(frozen_query_gradient(grad, self.value, self.weighted, self.scale))
+        given = self.weighted, query.rows, self.scale, self.call.compute_dtype
+        return frozen_scale_gradient(grad, self.value, *given)
 
     def pull_biased(self, *grads: Tensor) -> tuple[Tensor, Tensor]:
         """And that of ``query_bias``."""
         query, key = self.query, self.key
-        if self.weighted is not None:
-            given = self.weighted, query.rows, self.scale, self.call.compute_dtype
-            query.add(frozen_query_gradient(grads[0], self.value, self.weighted, self.scale))
-            return frozen_scale_gradient(grads[0], self.value, *given), grads[0]
         assert self.backend is not None, "nobody asks for gradients of what is only noted"
         of_key = key is not None and key.trained
         wanted = query.trained or not of_key, of_key, self.call.pairs.query_bias is not None, False
@@ -207,7 +208,7 @@ class _OneStep(torch.autograd.Function):
             ctx.save_for_backward(*_tensors((inputs, settings)))  # to be read again: watched
             return losses
         ctx.save_for_backward(*_gradients(pull, None, embeddings, needs))
-        ctx.rows = max(losses.shape[0], 1) if losses.dim() and reduction == "mean" else 1
+        ctx.divisor = max(losses.shape[0], 1) if losses.dim() and reduction == "mean" else 1
         return total(losses, reduction) if losses.dim() else losses
 
     @staticmethod
@@ -217,7 +218,7 @@ class _OneStep(torch.autograd.Function):
         if ctx.pull is not None:
             made = _gradients(ctx.pull, grad.contiguous(), ctx.embeddings, ctx.needs)
         else:
-            grad = grad if ctx.rows == 1 else grad / ctx.rows
+            grad = grad if ctx.divisor == 1 else grad / ctx.divisor
             made = [grad * g for g in made]
         # The gradient of float16 is rounded only now: a scaler multiplies the loss.
         found = iter([g.to(dtype) for g, dtype in zip(made, ctx.dtypes, strict=True)])
