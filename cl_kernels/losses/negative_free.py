@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag, check_number
+from cl_kernels._tracing import in_graph
+from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.losses.common import (
     LARGEST,
     Reduction,
@@ -16,7 +21,7 @@ from cl_kernels.losses.common import (
     total,
 )
 from cl_kernels.losses.module import LossModule
-from cl_kernels.statistics.rows import float_rows
+from cl_kernels.statistics.rows import float_rows, norms_of
 
 
 def vicreg(
@@ -164,9 +169,8 @@ def negative_cosine(
     check_flag("squared_distance", squared_distance)
     check_reduction(reduction)
     target = target.detach() if stop_gradient else target
-    prediction, target = (float_rows(x, normalize=False) for x in (prediction, target))
-    cosine = F.cosine_similarity(prediction, target)
-    return total(2 - 2 * cosine if squared_distance else -cosine, reduction)
+    losses = _negative_cosines(prediction, target)
+    return total(2 + 2 * losses if squared_distance else losses, reduction)
 
 
 class NegativeCosineLoss(LossModule):
@@ -177,6 +181,43 @@ class NegativeCosineLoss(LossModule):
 
     function = negative_cosine
     inputs = "prediction", "target"
+
+
+@in_graph
+def _negative_cosines(first: Tensor, second: Tensor) -> Tensor:
+    return differentiable(_NegativeCosines, first, second)
+
+
+class _NegativeCosines(torch.autograd.Function):
+    """Of matching rows. ``F.cosine_similarity`` takes a dozen operations of autograd, and copies
+    of both as unit vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        a, b = (x if x.dtype == torch.float64 else x.float() for x in (first, second))
+        norms = norms_of(a), norms_of(b)
+        inverse = (norms[0] * norms[1]).reciprocal_().neg_()
+        values = (a * b).sum(1).mul_(inverse)
+        needs = ctx.needs_input_grad
+        turns = (needs[0], a, b, norms[0]), (needs[1], b, a, norms[1])
+        ctx.save_for_backward(
+            *(
+                (inverse[:, None] * other).addcmul_(one, (values / norm.square())[:, None], value=-1)
+                for need, one, other, norm in turns
+                if need
+            )
+        )
+        ctx.dtype = first.dtype
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
+        made = iter(ctx.saved_tensors)
+        return tuple(
+            (grads[0][:, None] * next(made)).to(ctx.dtype) if need else None
+            for need in ctx.needs_input_grad
+        )
 
 
 def _two_views(**views: Tensor) -> tuple[Tensor, ...]:

@@ -24,8 +24,13 @@ def stack_rows(inputs: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tenso
         rows = rows.float()
     if not normalize:
         return rows, None
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_SMALLEST_NORM)
+    norm = norms_of(rows)[:, None]
     return rows / norm, norm
+
+
+def norms_of(rows: Tensor) -> Tensor:
+    """[R]; of a zero row almost zero."""
+    return torch.linalg.vector_norm(rows, dim=1).clamp_min_(_SMALLEST_NORM)
 
 
 def unstack_gradient(grad_rows: Tensor, rows: Tensor, norm: Tensor | None) -> Tensor:
