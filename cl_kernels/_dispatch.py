@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from cl_kernels._scopes import Scopes
+from cl_kernels._spread import spreading
 from cl_kernels._tracing import called_while_tracing
 from cl_kernels.backends import BACKENDS, backend_module, offered
 
@@ -116,8 +117,16 @@ def _refusal(name: str, *request) -> str | None:
     return backend_module(name).refuses(asked) if reason is None else reason
 
 
-def choose(backend: str | None, request: Request) -> str:
-    """The backend's name; an explicit request is served or refused, any other one is served."""
+def choose(backend: str | None, request: Request, in_batch: bool | None = None) -> str:
+    """The backend's name; an explicit request is served or refused, any other one is served.
+
+    ``in_batch``: whether all embeddings are the batch's, where that is known.
+    """
+    name, spread = _chosen_here(backend, request), spreading.innermost()
+    return name if spread is None else spread(name, request.operation, in_batch)
+
+
+def _chosen_here(backend: str | None, request: Request) -> str:
     asked = requested(backend)
     if asked is not None:
         name, source = asked

@@ -18,16 +18,21 @@ from torch import Tensor
 
 from cl_kernels._interrupts import interruptible
 from cl_kernels._precision import accumulator
+from cl_kernels._spread import Spread
 from cl_kernels.backends import BACKENDS, backend_module
 
 _library = torch.library.Library("cl_kernels", "DEF")
 _overloads: dict[tuple[str, str], Callable[..., Any]] = {}
+_composed: dict[str, Callable[..., Any]] = {}
 schemas: dict[str, str] = {}  # of the operations that have an overload per backend
 defined: dict[str, Callable[..., Any]] = {}  # the Python code of operations and of overloads
 
 
 def overload(operation: str, backend: str) -> Callable[..., Any]:
-    """The operation to be called; a native one lets Ctrl-C out."""
+    """The operation to be called; a native one lets Ctrl-C out. One that processes serve together
+    is composed: in a library it is a single call."""
+    if isinstance(backend, Spread):
+        return _without_autocast(_composed[operation], _itself, backend)
     return _overloads[operation, backend]
 
 
@@ -60,6 +65,8 @@ def define_overloads(
     device has none of its own.
     """
     schemas[operation] = schema
+    if composed:
+        _composed[operation] = implementation
     for backend, properties in BACKENDS.items():
         name = f"{operation}.{backend}"
         _library.define(name + schema)
@@ -105,6 +112,10 @@ _loaded = threading.local()
 def _first_tensor(args: Sequence[Any]) -> Tensor:
     flat = (x for a in args for x in (a if isinstance(a, (list, tuple)) else (a,)))
     return next(x for x in flat if isinstance(x, Tensor))
+
+
+def _itself(backend: str) -> str:
+    return backend
 
 
 def _without_autocast(

@@ -21,7 +21,9 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.functions import row_col_logsumexp
 from cl_kernels.statistics.rows import float_rows
 
@@ -38,6 +40,8 @@ def clip(
     weights: Tensor | None = None,
     normalize: bool = False,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Mean of image-to-text and text-to-image cross-entropy, both from one visit of the logits.
@@ -62,6 +66,9 @@ def clip(
         weights: Of each image and its texts, shape [B].
         normalize: Divide rows by their length first. Default: they come normalized.
         reduction: ``"mean"`` (weighted) or ``"sum"`` over the images, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -72,6 +79,8 @@ def clip(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
+    if over_several(gather, group):
+        return over_ranks(clip, locals())
     captions = isinstance(text_features, Tensor) and text_features.dim() == 3
     texts = text_features.flatten(0, 1) if captions else text_features
     images, texts, scale = as_image_text(

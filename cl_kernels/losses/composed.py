@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cl_kernels._spread import of_shared, positions
 from cl_kernels.calls import Call
 from cl_kernels.losses.common import total
 from cl_kernels.losses.epilogues import EPILOGUES
@@ -59,7 +60,7 @@ class Composition(NamedTuple):
         negative, and one bias is that of every row."""
         pairs, views = self.call.pairs, self.of_rows.of_one
         if self.in_batch:
-            ids = torch.arange(first.shape[0], device=first.device)
+            ids = positions(self.backend, first.shape[0], first.device)
             ids = torch.cat((ids, ids)) if views else ids
             pairs = pairs.without(ids, ids)
         if pairs.query_bias is not None and not pairs.query_bias.dim():
@@ -143,7 +144,7 @@ class Step:
         c = self.c
         if self.operands.counted is not None:
             return self._own_keys(query, keys, self.operands.counted).logsumexp()
-        arguments = c.of_further, c.backend, query, keys, self.scale, c.of_all()
+        arguments = c.of_further, of_shared(c.backend), query, keys, self.scale, c.of_all()
         query_only = self.by_query and any(self.needs) and not self.needs.negative_keys
         if not (query_only and c.of_further.has_weighted_key):
             return forward(*arguments)[0]
@@ -257,7 +258,8 @@ class Step:
             by_query = self.by_query or not needs.negative_keys  # of one the scale's is made
             wanted = by_query, needs.negative_keys, needs.query_bias, False
             arguments = query, keys, self.scale, c.of_all(), wanted
-            return backward(c.of_further, c.backend, [grad], [negatives], *arguments)
+            backend = of_shared(c.backend)
+            return backward(c.of_further, backend, [grad], [negatives], *arguments)
         lse, weighted = self.frozen
         # This set's share of all negatives; an empty set has none.
         share = torch.where(lse == -torch.inf, 0, grad * (lse - negatives).exp())

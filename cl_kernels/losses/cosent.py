@@ -14,6 +14,8 @@ from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import as_inputs, check_same_rows
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
 from cl_kernels.statistics.rows import float_rows_of
 
@@ -25,6 +27,8 @@ def cosent(
     *,
     scale: float | Tensor = 20.0,
     normalize: bool = True,
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Pairs that are more alike by their targets shall have the larger cosine.
 
@@ -39,6 +43,9 @@ def cosent(
             the order counts; booleans for alike or not. No gradient flows to them.
         scale: Inverse temperature: a number, or a 0-d tensor that may require grad.
         normalize: Divide rows by their length first (cosine similarity).
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, float32 (float64 for float64 inputs): one loss of the whole batch. Without
@@ -51,6 +58,8 @@ def cosent(
 
         loss = cosent(model(questions), model(answers), scores)
     """
+    if over_several(gather, group):
+        return over_ranks(cosent, locals())
     first, second, similarity = _checked(first, second, similarity)
     scale = as_scalar("scale", scale, first)
     first, second = float_rows_of(first, second, normalize=normalize)
@@ -64,6 +73,8 @@ def angle(
     *,
     scale: float | Tensor = 20.0,
     normalize: bool = True,
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """``cosent`` of another similarity, whose gradient does not vanish where the cosine's does.
 
@@ -75,6 +86,8 @@ def angle(
     Arguments, results and errors are those of ``cosent``; ``normalize`` divides rows by their
     length first.
     """
+    if over_several(gather, group):
+        return over_ranks(angle, locals())
     first, second, similarity = _checked(first, second, similarity)
     scale = as_scalar("scale", scale, first)
     first, second = float_rows_of(first, second, normalize=normalize)

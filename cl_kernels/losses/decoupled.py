@@ -23,7 +23,9 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.epilogues import difference
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.functions import row_col_logsumexp, self_logsumexp
 from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
@@ -39,6 +41,8 @@ def decoupled(
     partition: Partition = "joint",
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """NT-Xent without the positive in the denominator (DCL).
@@ -55,6 +59,9 @@ def decoupled(
             one over those of each view, added.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the 2B rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -69,6 +76,8 @@ def decoupled(
 
         loss = decoupled(projections_0, projections_1, temperature=0.1)
     """
+    if over_several(gather, group):
+        return over_ranks(decoupled, locals())
     view_0, view_1 = as_inputs(view_0=view_0, view_1=view_1)
     check_same_rows("view_1", view_1, "view_0", view_0)
     check_choice("partition", partition, ("joint", "per_view"))
@@ -92,6 +101,8 @@ def weighted_decoupled(
     partition: Partition = "joint",
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """``decoupled`` with more weight on the positives that are far apart (DCLW).
@@ -109,6 +120,9 @@ def weighted_decoupled(
         partition: ``"joint"`` or ``"per_view"``, as ``decoupled`` has it.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the 2B rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -123,6 +137,8 @@ def weighted_decoupled(
 
         loss = weighted_decoupled(projections_0, projections_1, temperature=0.1, sigma=0.5)
     """
+    if over_several(gather, group):
+        return over_ranks(weighted_decoupled, locals())
     settings = {"partition": partition, "normalize": normalize, "reduction": reduction}
     loss = decoupled(view_0, view_1, temperature, **settings, backend=backend)
     view_0, view_1 = as_inputs(view_0=view_0, view_1=view_1)

@@ -27,6 +27,8 @@ from cl_kernels.losses.common import (
 )
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.operands import Rows
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.ranks.group import Group
 
 # Logits held at a time: what stays in a core's cache, or what keeps a GPU busy.
 _ON_CPU, _ELSEWHERE = 1 << 16, 1 << 24
@@ -45,6 +47,8 @@ def distill(
     symmetric: bool = False,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """How far the student's softmax over keys is from the teacher's, for each query.
 
@@ -67,6 +71,9 @@ def distill(
         symmetric: Take the mean with the same of keys over queries; there must be as many.
         normalize: Divide all rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
@@ -81,6 +88,8 @@ def distill(
             targets = teacher(images), teacher(texts)
         loss = distill(student(images), student(texts), *targets, symmetric=True)
     """
+    if over_several(gather, group):
+        return over_ranks(distill, locals())
     query, key = as_inputs(query=query, key=key)
     teacher_query, teacher_key = _teachers(teacher_query, teacher_key, query, key)
     check_choice("divergence", divergence, ("kl", "cross_entropy"))

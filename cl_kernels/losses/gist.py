@@ -23,6 +23,8 @@ from cl_kernels.losses.common import (
 )
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.positives import pair_logits
 from cl_kernels.statistics.rows import float_rows
 
@@ -43,6 +45,8 @@ def gist(
     guide_scores: Tensor | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """InfoNCE without the negatives that a guide model finds closer than the positive.
@@ -72,6 +76,9 @@ def gist(
             similarity of ``guide_anchors`` and ``guide_positives``.
         normalize: Divide rows by their length first (cosine similarity), the guide's too.
         reduction: ``"mean"`` or ``"sum"`` over the anchors, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -86,6 +93,8 @@ def gist(
 
         loss = gist(queries, documents, guide(queries), guide(documents), margin=0.05)
     """
+    if over_several(gather, group):
+        return over_ranks(gist, locals())
     if (negatives is None) != (guide_negatives is None):
         names = ["negatives", "guide_negatives"]
         missing, given = names if negatives is None else reversed(names)

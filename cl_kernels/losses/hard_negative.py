@@ -23,8 +23,10 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, times
 from cl_kernels.losses.operands import halves
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 
 
 def hard_negative(
@@ -36,6 +38,8 @@ def hard_negative(
     tau_plus: float = 0.1,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """NT-Xent with negatives weighted by how similar they are, and corrected for false ones.
@@ -58,6 +62,9 @@ def hard_negative(
             of at least 0 and below 1.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the 2B rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -72,6 +79,8 @@ def hard_negative(
 
         loss = hard_negative(projections_0, projections_1, 0.5, beta=1.0, tau_plus=0.1)
     """
+    if over_several(gather, group):
+        return over_ranks(hard_negative, locals())
     view_0, view_1 = as_inputs(view_0=view_0, view_1=view_1)
     check_same_rows("view_1", view_1, "view_0", view_0)
     _check_shape_of_weights(beta, tau_plus)

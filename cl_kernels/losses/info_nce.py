@@ -23,8 +23,10 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.hardest import check_hardest, gathered_hardest
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.sets import Batch, Combine, losses_by_parts
 from cl_kernels.pairs import Where, as_filters
+from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
 
 
@@ -46,6 +48,8 @@ def info_nce(
     label_smoothing: float = 0.0,
     hardest: int | None = None,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Cross-entropy of each query's positives against its negatives.
@@ -85,6 +89,9 @@ def info_nce(
             ``MiningSchedule``. Default: all.
         reduction: ``"mean"`` (weighted) or ``"sum"`` over the queries that have a positive, or
             ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -95,6 +102,8 @@ def info_nce(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
+    if over_several(gather, group):
+        return over_ranks(info_nce, locals())
     query, positive_key = as_inputs(query=query, positive_key=positive_key)
     check_reduction(reduction)
     hardest = check_hardest(hardest)

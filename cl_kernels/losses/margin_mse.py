@@ -13,6 +13,8 @@ from cl_kernels.losses.common import (
     check_same_rows,
 )
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.rows import float_rows
 
 
@@ -24,6 +26,8 @@ def margin_mse(
     *,
     normalize: bool = False,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Squared error of ``<query, positive> - <query, negative>`` against a teacher's margin.
 
@@ -39,6 +43,9 @@ def margin_mse(
             or [B, K]; in inner products, or cosines with ``normalize``. No gradient flows to it.
         normalize: Divide rows by their length first. Default: inner products are compared.
         reduction: ``"mean"`` or ``"sum"`` over all negatives, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, or the shape of ``teacher_margin`` for ``reduction="none"``; float32 (float64
@@ -52,6 +59,8 @@ def margin_mse(
         margin = cross_encoder(queries, positives) - cross_encoder(queries, negatives)
         loss = margin_mse(model(queries), model(positives), model(negatives), margin)
     """
+    if over_several(gather, group):
+        return over_ranks(margin_mse, locals())
     if isinstance(negatives, Tensor) and negatives.dim() == 3:
         shape = negatives.shape[:2]
         query, positive, rows = as_inputs(

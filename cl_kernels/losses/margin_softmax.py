@@ -19,7 +19,9 @@ from cl_kernels.losses.common import (
     inverse,
     logit_bound,
 )
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.own_weight import LossWithWeight
+from cl_kernels.ranks.group import Group
 
 
 def margin_softmax(
@@ -35,6 +37,8 @@ def margin_softmax(
     generator: torch.Generator | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Softmax cross-entropy over classes, whose own class must win by a margin.
@@ -65,6 +69,9 @@ def margin_softmax(
         normalize: Divide rows and weight by their length first. If not, the logits are products of
             rows as they come, and there is no angle: ``m1`` and ``m2`` must be left alone.
         reduction: ``"mean"`` or ``"sum"`` over the rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -78,6 +85,8 @@ def margin_softmax(
 
         loss = margin_softmax(features, identities, weight, m1=0.9, m2=0.4, m3=0.15)
     """
+    if over_several(gather, group):
+        return over_ranks(margin_softmax, locals())
     x, weight = as_inputs(x=x, weight=weight)
     check_indices("target", target, x, weight.shape[0])
     check_flag("normalize", normalize)
@@ -110,6 +119,8 @@ def arcface(
     sample: float | None = None,
     generator: torch.Generator | None = None,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """``margin_softmax`` whose margin is added to the angle: ``scale * cos(theta + margin)``.
@@ -119,11 +130,16 @@ def arcface(
 
     Args:
         margin: In radians, from 0 to pi.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Example::
 
         loss = arcface(features, identities, weight)
     """
+    if over_several(gather, group):
+        return over_ranks(arcface, locals())
     check_angle("margin", margin)
     return margin_softmax(
         x, target, weight, scale=scale, m2=margin, sample=sample, generator=generator,
@@ -141,6 +157,8 @@ def cosface(
     sample: float | None = None,
     generator: torch.Generator | None = None,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """``margin_softmax`` whose margin is taken from the cosine: ``scale * (cos(theta) - margin)``.
@@ -150,11 +168,16 @@ def cosface(
 
     Args:
         margin: A number.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Example::
 
         loss = cosface(features, identities, weight)
     """
+    if over_several(gather, group):
+        return over_ranks(cosface, locals())
     check_finite("margin", margin)
     return margin_softmax(
         x, target, weight, scale=scale, m3=margin, sample=sample, generator=generator,
@@ -171,6 +194,8 @@ def normalized_softmax(
     sample: float | None = None,
     generator: torch.Generator | None = None,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Softmax cross-entropy of cosines: ``margin_softmax`` without a margin.
@@ -181,11 +206,16 @@ def normalized_softmax(
 
     Args:
         temperature: A number other than zero, or a 0-d tensor that may require grad.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Example::
 
         loss = normalized_softmax(features, products, weight)
     """
+    if over_several(gather, group):
+        return over_ranks(normalized_softmax, locals())
     x, weight = as_inputs(x=x, weight=weight)
     return margin_softmax(
         x, target, weight, scale=inverse(temperature, x), sample=sample, generator=generator,

@@ -9,7 +9,9 @@ from cl_kernels.checks import as_scalar
 from cl_kernels.losses.common import Reduction, as_inputs, check_reduction, check_same_rows
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, one_step, products, pull_products, times
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 from cl_kernels.search import topk
 
 
@@ -21,6 +23,8 @@ def mega_batch_margin(
     negative_margin: float | Tensor = 0.3,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Pairs shall be more similar than one margin, hardest negatives less than another.
@@ -39,6 +43,9 @@ def mega_batch_margin(
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the pairs, or ``"none"``.
         backend: Which backend serves the search.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
@@ -51,6 +58,8 @@ def mega_batch_margin(
 
         loss = mega_batch_margin(sentences, paraphrases)
     """
+    if over_several(gather, group):
+        return over_ranks(mega_batch_margin, locals())
     anchors, positives = as_inputs(anchors=anchors, positives=positives)
     check_same_rows("positives", positives, "anchors", anchors)
     positive_margin = as_scalar("positive_margin", positive_margin, anchors)

@@ -10,7 +10,9 @@ from cl_kernels.losses.common import Reduction, check_positive, check_reduction,
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, times
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.visits import Visit, visit
+from cl_kernels.ranks.group import Group
 from cl_kernels.search import topk
 
 
@@ -24,6 +26,8 @@ def multi_similarity(
     mining_margin: float | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Soft maxima over a row's positives and over its negatives, each against a threshold.
@@ -46,6 +50,9 @@ def multi_similarity(
             epsilon, 0.1). A row without positives or without negatives then keeps no pair.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over all rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -60,6 +67,8 @@ def multi_similarity(
 
         loss = multi_similarity(embeddings, labels, mining_margin=0.1)
     """
+    if over_several(gather, group):
+        return over_ranks(multi_similarity, locals())
     labels = labels_of(x, labels)
     check_positive("alpha", alpha)
     check_positive("beta", beta)

@@ -27,7 +27,9 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
 from cl_kernels.statistics.functions import row_col_logsumexp, row_logsumexp, self_logsumexp
 from cl_kernels.statistics.positives import pair_logits
@@ -51,6 +53,8 @@ def multiple_negatives_ranking(
     ids: Tensor | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Cross-entropy of each anchor's positive against all other candidates of the batch.
@@ -83,6 +87,9 @@ def multiple_negatives_ranking(
             negative of the other's anchor or positive, in any direction. Default: all differ.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the anchors, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -97,6 +104,8 @@ def multiple_negatives_ranking(
 
         loss = multiple_negatives_ranking(queries, [documents, hard_negatives], scale=20.0)
     """
+    if over_several(gather, group):
+        return over_ranks(multiple_negatives_ranking, locals())
     anchors, positives, hard = _columns(anchors, candidates)
     chosen = _chosen(directions, partition_mode)
     in_batch, own = _strengths(hardness_mode, hardness_strength)

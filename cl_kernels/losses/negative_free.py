@@ -21,6 +21,8 @@ from cl_kernels.losses.common import (
     total,
 )
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.rows import float_rows, norms_of
 
 
@@ -32,6 +34,8 @@ def vicreg(
     variance: float = 25.0,
     covariance: float = 1.0,
     eps: float = 1e-4,
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Views shall be near each other, every column spread out, and columns uncorrelated.
 
@@ -49,6 +53,9 @@ def vicreg(
         variance: Weight of the second.
         covariance: Weight of the third.
         eps: Added to variances, above 0.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, float32 (float64 for float64 inputs).
@@ -60,6 +67,8 @@ def vicreg(
 
         loss = vicreg(expander(view_0), expander(view_1))
     """
+    if over_several(gather, group):
+        return over_ranks(vicreg, locals())
     first, second = _two_views(first=first, second=second)
     for name, weight in (
         ("invariance", invariance),
@@ -84,7 +93,13 @@ class VICRegLoss(LossModule):
 
 
 def barlow_twins(
-    first: Tensor, second: Tensor, *, redundancy: float = 0.005, eps: float = 1e-5
+    first: Tensor,
+    second: Tensor,
+    *,
+    redundancy: float = 0.005,
+    eps: float = 1e-5,
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """The cross-correlation of the views' columns shall be the identity.
 
@@ -98,6 +113,9 @@ def barlow_twins(
         second: Embeddings of the other view, shape [B, D], same dtype and device.
         redundancy: Weight of the second sum.
         eps: Added to variances, above 0, as the batch normalisation of the authors' code does.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, float32 (float64 for float64 inputs).
@@ -109,6 +127,8 @@ def barlow_twins(
 
         loss = barlow_twins(projector(view_0), projector(view_1))
     """
+    if over_several(gather, group):
+        return over_ranks(barlow_twins, locals())
     first, second = _two_views(first=first, second=second)
     _check_weight("redundancy", redundancy)
     _check_eps(eps)
@@ -136,6 +156,8 @@ def negative_cosine(
     stop_gradient: bool = True,
     squared_distance: bool = False,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Minus the cosine of a prediction and its target.
 
@@ -151,6 +173,9 @@ def negative_cosine(
             network that makes the targets, all rows become one.
         squared_distance: The squared distance of the unit vectors instead, ``2 - 2 cos``.
         reduction: ``"mean"`` or ``"sum"`` over the rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, or shape [B] for ``reduction="none"``; float32 (float64 for float64 inputs).
@@ -163,6 +188,8 @@ def negative_cosine(
 
         loss = negative_cosine(p_0, z_1) / 2 + negative_cosine(p_1, z_0) / 2
     """
+    if over_several(gather, group):
+        return over_ranks(negative_cosine, locals())
     prediction, target = as_inputs(prediction=prediction, target=target)
     check_same_rows("target", target, "prediction", prediction)
     check_flag("stop_gradient", stop_gradient)
@@ -185,7 +212,8 @@ class NegativeCosineLoss(LossModule):
 
 @in_graph
 def _negative_cosines(first: Tensor, second: Tensor) -> Tensor:
-    return differentiable(_NegativeCosines, first, second)
+    needs = first.requires_grad, second.requires_grad
+    return differentiable(_NegativeCosines, first, second, needs)
 
 
 class _NegativeCosines(torch.autograd.Function):
@@ -193,31 +221,33 @@ class _NegativeCosines(torch.autograd.Function):
     of both as unit vectors."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+    def forward(ctx: Any, first: Tensor, second: Tensor, needs: tuple[bool, bool]) -> Tensor:
         a, b = (x if x.dtype == torch.float64 else x.float() for x in (first, second))
-        norms = norms_of(a), norms_of(b)
-        inverse = (norms[0] * norms[1]).reciprocal_().neg_()
-        values = (a * b).sum(1).mul_(inverse)
-        needs = ctx.needs_input_grad
-        turns = (needs[0], a, b, norms[0]), (needs[1], b, a, norms[1])
-        ctx.save_for_backward(
-            *(
-                (inverse[:, None] * other).addcmul_(one, (values / norm.square())[:, None], value=-1)
-                for need, one, other, norm in turns
-                if need
-            )
-        )
-        ctx.dtype = first.dtype
+        of_a, of_b = norms_of(a), norms_of(b)
+        inverse = (of_a * of_b).reciprocal_().neg_()
+        values = torch.linalg.vecdot(a, b).mul_(inverse)
+        made = []
+        if needs[0]:
+            made.append(_pull(a, b, of_a, inverse, values))
+        if needs[1]:
+            made.append(_pull(b, a, of_b, inverse, values))
+        ctx.save_for_backward(*made)
+        ctx.dtype, ctx.needs = first.dtype, needs
         return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         made = iter(ctx.saved_tensors)
-        return tuple(
-            (grads[0][:, None] * next(made)).to(ctx.dtype) if need else None
-            for need in ctx.needs_input_grad
+        of_first, of_second = (
+            (grads[0][:, None] * next(made)).to(ctx.dtype) if need else None for need in ctx.needs
         )
+        return of_first, of_second, None
+
+
+def _pull(one: Tensor, other: Tensor, norm: Tensor, inverse: Tensor, values: Tensor) -> Tensor:
+    """The derivative of each value by its row of ``one``."""
+    return (inverse[:, None] * other).addcmul_(one, (values / norm.square())[:, None], value=-1)
 
 
 def _two_views(**views: Tensor) -> tuple[Tensor, ...]:

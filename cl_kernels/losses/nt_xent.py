@@ -21,7 +21,9 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter, Where, as_filters
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
 from cl_kernels.statistics.rows import float_rows
 
@@ -36,6 +38,8 @@ def nt_xent(
     where: Where = (),
     negative_where: Where = (),
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Normalized temperature-scaled cross-entropy over the views of a batch.
@@ -57,6 +61,9 @@ def nt_xent(
             positives always count.
         negative_where: At most two ``PairFilter`` over these rows and ``negative_keys``.
         reduction: ``"mean"`` or ``"sum"`` over the rows, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -67,6 +74,8 @@ def nt_xent(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
+    if over_several(gather, group):
+        return over_ranks(nt_xent, locals())
     many = view_1 is None and isinstance(view_0, Tensor) and view_0.dim() == 3
     inputs: dict[str, Any] = {"view_0": view_0.flatten(0, 1) if many else view_0}
     if not many:

@@ -9,7 +9,9 @@ from cl_kernels.checks import as_scalar
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.visits import Visit, visit
+from cl_kernels.ranks.group import Group
 
 
 def pairwise_contrastive(
@@ -19,6 +21,8 @@ def pairwise_contrastive(
     positive_margin: float | Tensor = 1.0,
     negative_margin: float | Tensor = 0.5,
     normalize: bool = True,
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Pairs of one label shall be more similar than one margin, all others less than another.
@@ -36,6 +40,9 @@ def pairwise_contrastive(
             grad. At 1, equal rows count among the pairs or not as their product is rounded.
         negative_margin: What negatives shall stay below, likewise.
         normalize: Divide rows by their length first (cosine similarity).
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -48,6 +55,8 @@ def pairwise_contrastive(
 
         loss = pairwise_contrastive(embeddings, labels, positive_margin=0.9)
     """
+    if over_several(gather, group):
+        return over_ranks(pairwise_contrastive, locals())
     labels = labels_of(x, labels)
     positive_margin = as_scalar("positive_margin", positive_margin, x)
     negative_margin = as_scalar("negative_margin", negative_margin, x)

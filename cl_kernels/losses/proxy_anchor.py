@@ -10,9 +10,11 @@ from cl_kernels.losses.common import as_inputs, check_positive, logit_bound
 from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.labels import as_labels, segment_logsumexp
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.own_weight import LossWithWeight
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 
 
 def proxy_anchor(
@@ -23,6 +25,8 @@ def proxy_anchor(
     alpha: float = 32.0,
     margin: float | Tensor = 0.1,
     normalize: bool = True,
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Every class's proxy is an anchor, drawn to the rows of its class and away from all others.
@@ -39,6 +43,9 @@ def proxy_anchor(
         alpha: Scale of the similarities, more than 0.
         margin: A number, or a 0-d tensor that may require grad.
         normalize: Divide rows by their length first (cosine similarity).
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -51,6 +58,8 @@ def proxy_anchor(
 
         loss = proxy_anchor(embeddings, classes, proxies)
     """
+    if over_several(gather, group):
+        return over_ranks(proxy_anchor, locals())
     x, proxies = as_inputs(x=x, proxies=proxies)
     labels = as_labels("labels", labels, x, "x")
     C = proxies.shape[0]

@@ -23,7 +23,9 @@ from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.hardest import Negatives, own_similarity
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.module import LossModule
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.rows import float_rows
 
 
@@ -38,6 +40,8 @@ def qwen3_embedding(
     ids: Tensor | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """InfoNCE against other documents, other queries and own hard negatives, less false negatives.
@@ -62,6 +66,9 @@ def qwen3_embedding(
             of each other. Default: all differ.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -75,6 +82,8 @@ def qwen3_embedding(
 
         loss = qwen3_embedding(queries, documents, hard_negatives, temperature=0.02)
     """
+    if over_several(gather, group):
+        return over_ranks(qwen3_embedding, locals())
     query, positive = as_inputs(query=query, positive=positive)
     check_same_rows("positive", positive, "query", query)
     if negatives is not None:

@@ -12,8 +12,10 @@ from cl_kernels.losses.common import Reduction, as_image_text, check_reduction, 
 from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 
 Ids = Tensor | tuple[Tensor, Tensor]
 
@@ -27,6 +29,8 @@ def siglip(
     ids: Ids | None = None,
     normalize: bool = False,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Every pair of an image and a text is a binary classification of its own.
@@ -47,6 +51,9 @@ def siglip(
             ids are positives. It takes a second visit. Default: text i alone is image i's.
         normalize: Divide rows by their length first. Default: they come normalized.
         reduction: ``"mean"`` or ``"sum"`` over the images, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -56,6 +63,8 @@ def siglip(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
+    if over_several(gather, group):
+        return over_ranks(siglip, locals())
     image_features, text_features, scale = as_image_text(
         image_features, text_features, logit_scale, matching=not isinstance(ids, tuple)
     )

@@ -30,8 +30,10 @@ from cl_kernels.losses.labels import (
 )
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, times
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.pairs import PairFilter, count_same
+from cl_kernels.ranks.group import Group
 from cl_kernels.statistics.functions import row_logsumexp, self_logsumexp
 from cl_kernels.statistics.rows import float_rows
 
@@ -48,6 +50,8 @@ def supcon(
     in_batch: bool | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Every row of the same label is a positive; all other rows are in the denominator.
@@ -72,6 +76,9 @@ def supcon(
             only without ``keys``.
         normalize: Divide rows by their length first (cosine similarity).
         reduction: ``"mean"`` or ``"sum"`` over the anchors that have a positive, or ``"none"``.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
         backend: Which backend serves the call.
 
     Returns:
@@ -85,6 +92,8 @@ def supcon(
 
         loss = supcon(projections, labels, temperature=0.1)
     """
+    if over_several(gather, group):
+        return over_ranks(supcon, locals())
     x, labels = _with_labels(x, labels)
     if keys is not None:
         check_embeddings("keys", keys)

@@ -17,6 +17,8 @@ from cl_kernels.losses.common import Reduction, check_choice, check_reduction
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, one_step
+from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
 from cl_kernels.search import topk
 from cl_kernels.statistics.rows import float_rows
@@ -33,6 +35,8 @@ def triplet(
     average: Literal["active", "all"] = "active",
     normalize: bool = True,
     reduction: Reduction = "mean",
+    group: Group | None = None,
+    gather: Gather | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """``max(0, margin + d(a, p) - d(a, n))`` for anchors a, positives p and negatives n of a batch.
@@ -59,6 +63,9 @@ def triplet(
         normalize: Divide rows by their length first.
         reduction: ``"mean"`` or ``"sum"`` over triplets, or ``"none"``.
         backend: Which backend serves the searches of mined triplets.
+        group: Of torch.distributed; default: all processes.
+        gather: ``"all"`` or ``"ring"``: the loss of all their batches, see
+            ``cl_kernels.distributed``. Default: of this process's alone.
 
     Returns:
         A 0-d tensor, or for ``reduction="none"`` shape [B], the sum over each anchor's triplets;
@@ -71,6 +78,8 @@ def triplet(
 
         loss = triplet(embeddings, labels, mining="batch_hard", average="all")
     """
+    if over_several(gather, group):
+        return over_ranks(triplet, locals())
     labels = labels_of(x, labels)
     margin = as_scalar("margin", margin, x)
     check_choice("mining", mining, ("batch_all", "batch_hard", "semi_hard"))

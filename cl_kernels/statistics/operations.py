@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cl_kernels._ops import define_overloads, new_like, overload
+from cl_kernels._spread import Spread
 from cl_kernels.calls import CALL, Call
 from cl_kernels.statistics.table import STATISTICS, Statistic
 
@@ -19,6 +20,8 @@ def forward(
     statistic: Statistic, backend: str, query: Tensor, key: Tensor | None, scale: Tensor, call: Call
 ) -> tuple[Tensor, ...]:
     """Values of each side: [M] of the rows, then [N] of the columns."""
+    if isinstance(backend, Spread):
+        return backend.forward(statistic, query, key, scale, call)
     values = overload(statistic.name, backend)(query, key, scale, *call.arguments)
     return values if isinstance(values, tuple) else (values,)
 
@@ -28,6 +31,8 @@ def weighted_key(
 ) -> tuple[Tensor, Tensor]:
     """Values [M], and the sum of the keys of each query, [M, D], as its logits' derivatives weigh
     them."""
+    if isinstance(backend, Spread):
+        return backend.weighted_key(statistic, query, key, scale, call)
     compute = overload(f"{statistic.name}_weighted_key", backend)
     return compute(query, key, scale, *call.arguments)
 
@@ -57,6 +62,8 @@ def backward(
 
     ``needs``: whether those of query, key, query_bias and key_bias are wanted.
     """
+    if isinstance(backend, Spread):
+        return backend.backward(statistic, grads, values, query, key, scale, call, needs)
     compute = overload(f"{statistic.name}_backward", backend)
     arguments = query, key, scale, *call.arguments
     return Gradients(*compute(list(grads), list(values), *arguments, list(needs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ class Fold(NamedTuple):
     Args:
         name: Of the statistic, without its sides.
         union: The value over two sets of pairs from those over each.
+        of_none: The value over no pair.
         counts: Whether pairs are counted too: a second value, int64, without gradient.
         weighted_key: Whether the backends can sum the keys with the weights of the pairs in the
             same visit, which is the query's gradient where only the query is trained.
@@ -24,6 +26,7 @@ class Fold(NamedTuple):
 
     name: str
     union: Callable[[Tensor, Tensor], Tensor]
+    of_none: float = 0.0
     counts: bool = False
     weighted_key: bool = False
 
@@ -82,7 +85,7 @@ class Statistic(NamedTuple):
 
 
 FOLDS = (
-    Fold("logsumexp", torch.logaddexp, weighted_key=True),
+    Fold("logsumexp", torch.logaddexp, -inf, weighted_key=True),
     Fold("softplus_sum", torch.add),
     Fold("hinge_sum", torch.add, counts=True),
 )

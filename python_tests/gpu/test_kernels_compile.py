@@ -1,8 +1,8 @@
 """Every kernel compiles for every architecture: no spills, shared memory that a block may have,
 and the architecture's matrix instruction. Needs Triton and no GPU.
 
-Of each kernel and line of the table the use that takes the most registers is compiled here, and of
-half types for sm_90 that with every option;
+For sm_90 of each kernel and line of the table the use that takes the most registers is compiled
+here, and of half types that with every option; for the others of each kernel and type one line.
 ``make kernels`` compiles every use.
 """
 

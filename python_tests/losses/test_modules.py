@@ -86,7 +86,7 @@ def test_repr():
 def test_repr_shows_every_setting(module):
     given = {"temperature": 0.25, "normalize": False, "in_batch_negatives": True, "hardest": 3}
     given |= {"reduction": "sum", "backend": "chunked", "label_smoothing": 0.1}
-    given |= {"positives": "inside"}
+    given |= {"positives": "inside", "group": None, "gather": "ring"}
     names = inspect.signature(module).parameters
     assert names.keys() <= given.keys()
     settings = {name: given[name] for name in names}

@@ -1,0 +1,207 @@
+"""The arguments of a loss with the rows of all ranks in the place of this rank's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_kernels.csr import CSR, as_csr
+from cl_kernels.losses.sharding import Sharding
+from cl_kernels.pairs import PairFilter, as_filters
+from cl_kernels.ranks.agreement import Entry, agree, described
+from cl_kernels.ranks.gathering import OwnRows, gather
+from cl_kernels.ranks.group import Ranks
+
+Whole = Callable[[], Any]  # makes an argument, once its tensors are gathered
+
+
+class Gathered:
+    """
+    Args:
+        name: Of the loss.
+        sharding: Which of its arguments are rows.
+        given: This rank's.
+        ranks: The processes.
+
+    Raises:
+        ValueError: On every rank, if the ranks' calls differ.
+    """
+
+    def __init__(self, name: str, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks):
+        self._sharding, self._given, self._ranks = sharding, given, ranks
+        self._places: dict[int, int] = {}  # of tensors that were taken already: ids may be shared
+        self._tensors: list[Tensor] = []
+        self._names: list[str] = []
+        self._first: dict[str, int] = {}  # an argument's first tensor
+        self._counts: list[list[int]] = []
+        self._whole: list[Tensor] = []
+        settings, wrong = [], None
+        makers: dict[str, Whole] = {}
+        for argument, value in given.items():
+            try:
+                maker = self._maker(argument, value)
+            except (TypeError, ValueError) as error:
+                wrong, maker = wrong or error, None
+                settings.append(Entry(argument, "what cannot be read"))
+            if maker is None:
+                settings.append(Entry(argument, described(value)))
+            else:
+                makers[argument] = maker
+        rows = [
+            Entry(n, described(x, cut=True), x.shape[0])
+            for n, x in zip(self._names, self._tensors, strict=True)
+        ]
+        # An error of this rank's own is told to the others first: they would wait for it.
+        try:
+            self._counts = agree(ranks, name, [*rows, *settings], device_of(given))[: len(rows)]
+        except ValueError as error:
+            raise (wrong or error) from None
+        if wrong is not None:
+            raise wrong
+        self._whole = gather(ranks, self._tensors, self._counts)
+        self.arguments = dict(given) | {argument: make() for argument, make in makers.items()}
+
+    def precision(self) -> AbstractContextManager:
+        """In which products of these embeddings are made: they were widened for their gradients."""
+        floating = embeddings_of(self._sharding, self._given)[:2]
+        dtype = reduce(torch.promote_types, (x.dtype for x in floating))
+        if dtype not in (torch.float16, torch.bfloat16):
+            return nullcontext()
+        return torch.autocast(floating[0].device.type, dtype)
+
+    def own_rows(self, losses: Tensor) -> Tensor:
+        """Those of this rank's rows: of each view's, of each pair's."""
+        if self._sharding.views and self._given.get("view_1", 0) is not None:
+            counts = self._counts[0]
+            parts = losses.view(2, -1)
+            return torch.cat([OwnRows.apply(part, self._ranks, counts) for part in parts])  # type: ignore[arg-type]
+        of_pairs = self._given.get("positives") == "pairs"
+        counts = self._counts[self._first.get("target keys", 0) if of_pairs else 0]
+        each = losses.shape[0] // max(sum(counts), 1)  # a row may be several views
+        return OwnRows.apply(losses, self._ranks, [n * each for n in counts])  # type: ignore[return-value]
+
+    def _maker(self, argument: str, value: Any) -> Whole | None:
+        """None of what is the same on every rank."""
+        sharding = self._sharding
+        if argument in sharding.where:
+            return self._filters(argument, value)
+        if argument in sharding.counting and value is not None and not _is_rows(argument, value):
+            return self._index(argument, value)
+        own = argument in sharding.own and isinstance(value, Tensor) and value.dim() == 3
+        if argument in sharding.rows or own:
+            return self._rows(argument, value)
+        return None
+
+    def _rows(self, argument: str, value: Any) -> Whole | None:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if argument == "candidates" and value.dim() == 3:  # the columns come first
+                return self._rows(argument, value.unbind())
+            return self._place(argument, value)
+        if isinstance(value, (tuple, list)):
+            makers = [self._rows(argument, x) for x in value]
+            if None not in makers:
+                return lambda: type(value)(make() for make in makers if make is not None)
+        return None
+
+    def _place(self, argument: str, x: Tensor) -> Whole:
+        place = self._places.get(id(x))
+        if place is None:
+            place = self._places[id(x)] = len(self._tensors)
+            self._tensors.append(x)
+            self._names.append(argument)
+        self._first.setdefault(argument, place)
+        return lambda: self._whole[place]
+
+    def _filters(self, argument: str, value: Any) -> Whole:
+        cuts_keys = self._sharding.cuts_keys(argument, self._given)
+        makers = []
+        for one in as_filters(value, name=argument):
+            query = self._ids(argument, one.query_ids)
+            same = one.key_ids is one.query_ids
+            key = query if same or not cuts_keys else self._ids(argument, one.key_ids)
+            makers.append((one, query, key, same))
+
+        def make() -> tuple[PairFilter, ...]:
+            made = []
+            for one, query, key, same in makers:
+                of_query = query()
+                of_key = of_query if same and cuts_keys else key() if cuts_keys else one.key_ids
+                made.append(PairFilter(of_query, of_key, one.keep))
+            return tuple(made)
+
+        return make
+
+    def _ids(self, argument: str, ids: Tensor) -> Whole:
+        """Of rows; of two views those of the first come first, for all ranks as for one."""
+        if not (self._sharding.views and self._given.get("view_1", 0) is not None):
+            return self._place(argument, ids)
+        if len(ids) % 2:
+            raise ValueError(f"{argument}: expected ids of both views' rows, got {len(ids)}")
+        halves = [self._place(argument, half) for half in ids.chunk(2)]
+        return lambda: torch.cat([half() for half in halves])
+
+    def _index(self, argument: str, value: Any) -> Whole:
+        """Indices of rows, which other ranks' rows now stand before."""
+        name = self._sharding.counting[argument]
+        others = self._given[name]
+        if others is None or name not in self._sharding.rows:
+            others, name = (self._given["x"], "x") if others is None else (others, None)
+        if name is not None:
+            self._rows(name, others)
+        size = others.shape[0] if others.dim() < 3 else others.shape[0] * others.shape[1]
+        repeated = size // max(others.shape[0], 1)
+        if isinstance(value, Tensor) and value.dim() == 1:
+            index = self._place(argument, value)
+            return lambda: index() + self._shift(argument, name, repeated)
+        first = next(x for x in embeddings_of(self._sharding, self._given))
+        rows = first.shape[0] if first.dim() < 3 else first.shape[0] * first.shape[1]
+        lists = as_csr(argument, value, rows, size, first.device)
+        counts = self._place(argument, lists.counts())
+        keys = self._place(f"{argument} keys", lists.keys)
+
+        def make() -> CSR:
+            each = counts()
+            offsets = torch.cat((each.new_zeros(1), each.cumsum(0)))
+            return CSR(offsets, keys() + self._shift(f"{argument} keys", name, repeated))
+
+        return make
+
+    def _shift(self, argument: str, name: str | None, repeated: int) -> Tensor | int:
+        """What is added to each index: how many rows stand before its rank's."""
+        if name is None:  # they are everybody's
+            return 0
+        rows, counts = self._counts[self._first[name]], self._counts[self._first[argument]]
+        before = torch.tensor(rows).cumsum(0) - torch.tensor(rows)
+        shift = (before * repeated).repeat_interleave(torch.tensor(counts))
+        return shift.to(self._tensors[self._first[argument]].device)
+
+
+def _is_rows(argument: str, value: Any) -> bool:
+    """Labels of rows, and not lists of positives."""
+    return argument == "labels" and isinstance(value, Tensor) and value.dim() == 1
+
+
+def described_all(
+    sharding: Sharding, given: Mapping[str, Any]
+) -> tuple[Sequence[Entry], torch.device]:
+    """What has to be the same of a call on every rank, where each keeps its rows."""
+    cut = {*sharding.rows, *sharding.own, *sharding.counting, *sharding.where}
+    entries = [Entry(name, described(x, cut=name in cut)) for name, x in given.items()]
+    return entries, device_of(given)
+
+
+def device_of(given: Mapping[str, Any]) -> torch.device:
+    found = (x.device for x in given.values() if isinstance(x, Tensor) and x.dim() > 1)
+    return next(found, torch.device("cpu"))
+
+
+def embeddings_of(sharding: Sharding, given: Mapping[str, Any]) -> list[Tensor]:
+    """The floating-point tensors among the arguments that are rows."""
+    flat = [given.get(name) for name in sharding.rows]
+    flat = [y for x in flat for y in (x if isinstance(x, (tuple, list)) else (x,))]
+    return [x for x in flat if isinstance(x, Tensor) and x.is_floating_point()]

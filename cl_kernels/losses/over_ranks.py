@@ -1,0 +1,128 @@
+"""A loss of one batch that several processes have parts of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_kernels._scopes import Scopes
+from cl_kernels._spread import spreading
+from cl_kernels._tracing import called_while_tracing
+from cl_kernels.losses.common import check_choice
+from cl_kernels.losses.gathered import Gathered, described_all
+from cl_kernels.losses.sharding import SHARDINGS, Sharding
+from cl_kernels.ranks.agreement import agree
+from cl_kernels.ranks.gathering import OfAll, SumOfAll
+from cl_kernels.ranks.group import Group, Ranks, without_compiling, world_size
+from cl_kernels.statistics.divided import Divided
+from cl_kernels.statistics.ring import Ring
+
+Gather = Literal["all", "ring"]
+
+_warned: list[bool] = []
+_asked: Scopes[bool] = Scopes()  # whether somebody said how ranks share a loss
+
+
+def over_several(gather: Gather | None, group: Group | None) -> bool:
+    """Whether a loss is that of several processes' batches. Warns once where there are several and
+    nobody said."""
+    if gather is None and group is None:
+        if not _warned and world_size() > 1 and not _asked.innermost():
+            _warn()
+        return False
+    check_choice("gather", "all" if gather is None else gather, ("all", "ring"))
+    if gather is None:
+        raise ValueError('gather: expected "all" or "ring" with a group, got None')
+    return group is not None or world_size() > 1
+
+
+@called_while_tracing
+def _warn() -> None:
+    _warned.append(True)
+    warnings.warn(
+        f'{world_size()} processes, and a loss of this one\'s batch alone: pass gather="all" for '
+        "that of all their batches",
+        stacklevel=4,
+    )
+
+
+@without_compiling
+def over_ranks(loss: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
+    """The loss of all ranks' batches, on every rank; its gradients are such that their mean over
+    the ranks, which DDP takes, is the gradient of the whole.
+
+    Args:
+        loss: One of the losses.
+        arguments: All that it takes, by name.
+    """
+    given = dict(arguments)
+    group, gather = given.pop("group"), given.pop("gather")
+    ranks, name = Ranks(group), loss.__name__
+    if ranks.size == 1:
+        return loss(**given)
+    sharding = SHARDINGS[name]
+    with _asked.entered(True):
+        if sharding.apart(given):
+            return _of_each(loss, sharding, given, ranks, None)
+        if gather == "all":
+            return _of_all(loss, sharding, given, ranks)
+        if sharding.ring is None:
+            served = ", ".join(n for n, s in SHARDINGS.items() if s.ring is not None)
+            raise ValueError(
+                f'gather: expected "all" for {name}, got "ring", which serves {served}'
+            )
+        for left_alone in sharding.ring:
+            value = given[left_alone]
+            if isinstance(value, Tensor) or value not in (None, 0, (), []):
+                raise ValueError(
+                    f'gather: expected "all" with {left_alone}, got "ring", which does not serve it'
+                )
+        return _of_each(loss, sharding, given, ranks, _ring(ranks))
+
+
+def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) -> Tensor:
+    """By every rank's embeddings on each; of the statistics each rank visits some tiles."""
+    gathered = Gathered(loss.__name__, sharding, given, ranks)
+
+    def divided(backend: str, operation: str, in_batch: bool | None) -> str:
+        return backend if operation == "topk" else Divided.of(backend, ranks)
+
+    with spreading.entered(divided), gathered.precision():
+        found = loss(**gathered.arguments)
+    if given.get("reduction") == "none":
+        return gathered.own_rows(found)
+    return OfAll.apply(found, ranks)  # type: ignore[return-value]
+
+
+def _of_each(loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, spread) -> Tensor:
+    """Each rank's rows by themselves, or with the keys that come round."""
+    entries, device = described_all(sharding, given)
+    agree(ranks, loss.__name__, entries, device)
+    reduction = given.get("reduction", "mean")
+    with nullcontext() if spread is None else spreading.entered(spread):
+        if reduction == "none":
+            return loss(**given)
+        losses = loss(**given | {"reduction": "none"})  # weighted already
+    total = SumOfAll.apply(losses.sum(), ranks)
+    if reduction == "sum":
+        return total  # type: ignore[return-value]
+    weights = given.get("weights")
+    count = losses.new_tensor(losses.numel()) if weights is None else weights.to(losses).sum()
+    return total / ranks.sum(count.detach().clone()).clamp_min(torch.finfo(losses.dtype).tiny)
+
+
+def _ring(ranks: Ranks):
+    def ring(backend: str, operation: str, in_batch: bool | None) -> str:
+        if not in_batch:
+            raise ValueError(
+                'gather: expected "all" for this call, got "ring", which serves one positive of '
+                "each row against the batch's other rows and a queue"
+            )
+        return Ring.of(backend, ranks)
+
+    return ring

@@ -1,0 +1,100 @@
+"""Which arguments of a loss are rows of a batch: what its call over several processes takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+def _never(arguments: Mapping[str, Any]) -> bool:
+    return False
+
+
+def _always(arguments: Mapping[str, Any]) -> bool:
+    return True
+
+
+def _without_batch(arguments: Mapping[str, Any]) -> bool:
+    """InfoNCE whose negatives are a queue, or each query's own."""
+    return arguments["target"] is None and not _in_batch(arguments)
+
+
+def _in_batch(arguments: Mapping[str, Any]) -> bool:
+    given = arguments["in_batch_negatives"]
+    return arguments["negative_keys"] is None if given is None else bool(given)
+
+
+class Sharding(NamedTuple):
+    """
+    Args:
+        rows: Arguments with a row for each sample (or for whatever else each rank has its own of);
+            all others are the same on every rank.
+        own: Those that are rows of samples if they have three dimensions, else everybody's.
+        counting: Of arguments that count rows: which argument's.
+        where: Filters on pairs of rows, and on pairs of rows and what is everybody's.
+        views: Whether rows that a filter and the losses count are those of both views.
+        apart: Whether a row's loss needs no other rank's rows, by the arguments.
+        ring: The arguments that must be left alone for the keys to go round; None: they cannot.
+    """
+
+    rows: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    counting: Mapping[str, str] = {}
+    where: tuple[str, ...] = ()
+    views: bool = False
+    apart: Callable[[Mapping[str, Any]], bool] = _never
+    ring: tuple[str, ...] | None = None
+
+    def cuts_keys(self, name: str, arguments: Mapping[str, Any]) -> bool:
+        """Whether the keys of a filter are rows of samples."""
+        if name != "where":
+            return False
+        return "in_batch_negatives" not in arguments or _in_batch(arguments)
+
+
+def _of(rows: str, **others: Any) -> Sharding:
+    return Sharding(tuple(rows.split()), **others)
+
+
+_VIEWS = "view_0 view_1"
+_CLASSES = _of("x target", apart=_always)
+
+SHARDINGS: dict[str, Sharding] = {
+    "angle": _of("first second similarity"),
+    "arcface": _CLASSES,
+    "barlow_twins": _of("first second"),
+    "clip": _of(
+        "image_features text_features weights",
+        counting={"target": "text_features"}, where=("where",),
+        ring=("target", "label_smoothing"),
+    ),
+    "cosent": _of("first second similarity"),
+    "cosface": _CLASSES,
+    "decoupled": _of(_VIEWS, views=True, ring=()),
+    "distill": _of("query key teacher_query teacher_key"),
+    "gist": _of(
+        "anchors positives guide_anchors guide_positives negatives guide_negatives guide_scores"
+    ),
+    "hard_negative": _of(_VIEWS, views=True),
+    "info_nce": _of(
+        "query positive_key negative_mask key_bias weights", own=("negative_keys",),
+        counting={"target": "positive_key"}, where=("where", "negative_where"),
+        apart=_without_batch, ring=("target", "hardest", "label_smoothing", "negative_where"),
+    ),
+    "margin_mse": _of("query positive negatives teacher_margin", apart=_always),
+    "margin_softmax": _CLASSES,
+    "mega_batch_margin": _of("anchors positives"),
+    "multi_similarity": _of("x labels"),
+    "multiple_negatives_ranking": _of("anchors candidates ids"),
+    "negative_cosine": _of("prediction target", apart=_always),
+    "normalized_softmax": _CLASSES,
+    "nt_xent": _of(_VIEWS, where=("where", "negative_where"), views=True, ring=("negative_where",)),
+    "pairwise_contrastive": _of("x labels"),
+    "proxy_anchor": _of("x labels"),
+    "qwen3_embedding": _of("query positive negatives ids"),
+    "siglip": _of("image_features text_features ids", ring=("ids",)),
+    "supcon": _of("x labels", counting={"labels": "keys"}),
+    "triplet": _of("x labels"),
+    "vicreg": _of("first second"),
+    "weighted_decoupled": _of(_VIEWS, views=True),
+}  # fmt: skip

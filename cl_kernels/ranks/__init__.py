@@ -1,0 +1,1 @@
+"""The processes of a torch.distributed group, and what they hand one another."""

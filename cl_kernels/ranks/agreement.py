@@ -1,0 +1,89 @@
+"""Whether all ranks make the same call: told before any of them would wait for another."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Ranks
+
+_MOST = 96  # entries of a call: its arguments, and the tensors in them
+
+
+class Entry(NamedTuple):
+    """What a rank says of an argument, or of a tensor in it.
+
+    Args:
+        name: Of the argument.
+        said: What has to be the same on every rank.
+        rows: How many rows this rank gives; 0 of what is not cut by rows.
+    """
+
+    name: str
+    said: str
+    rows: int = 0
+
+
+def described(value: Any, *, cut: bool = False) -> str:
+    """What has to be the same of a value on every rank; ``cut``: not the number of its rows."""
+    if isinstance(value, Tensor):
+        shape = ["rows", *value.shape[1:]] if cut else list(value.shape)
+        trained = " that requires grad" if value.requires_grad else ""
+        shown = ", ".join(map(str, shape))
+        return f"a {value.dtype} tensor [{shown}] on {value.device.type}{trained}"
+    if isinstance(value, PairFilter):
+        return f"a filter that keeps {value.keep} ids"
+    if isinstance(value, (tuple, list)):
+        if cut and not all(isinstance(x, (Tensor, PairFilter)) for x in value):
+            return f"a {type(value).__name__}"  # a row's positives are its own
+        return f"({', '.join(described(x, cut=cut) for x in value)})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def agree(
+    ranks: Ranks, name: str, entries: Sequence[Entry], device: torch.device
+) -> list[list[int]]:
+    """The rows of each entry on each rank.
+
+    Args:
+        ranks: The processes.
+        name: Of what they call.
+        entries: This rank's.
+        device: Where the group's tensors live.
+
+    Raises:
+        ValueError: On every rank, if they differ; the message names an argument.
+    """
+    if len(entries) >= _MOST:
+        raise ValueError(
+            f"{name}: expected fewer than {_MOST} tensors in a call, got {len(entries)}"
+        )
+    entries = [Entry(name, name), *entries]
+    said = [[zlib.crc32(f"{e.name}: {e.said}".encode()), e.rows] for e in entries]
+    own = torch.zeros(_MOST, 2, dtype=torch.int64)
+    own[: len(said)] = torch.tensor(said)
+    of_all = ranks.all(own.to(device)).tolist()
+    for place, entry in enumerate(entries):
+        sums = [of_rank[place][0] for of_rank in of_all]
+        if len(set(sums)) > 1:
+            raise ValueError(_difference(entry, sums, ranks))
+    extra = [of_rank[len(entries)][0] for of_rank in of_all]
+    if any(extra):
+        raise ValueError(f"{name}: expected the same arguments on every rank, got others")
+    return [[of_rank[place][1] for of_rank in of_all] for place in range(1, len(entries))]
+
+
+def _difference(entry: Entry, sums: Sequence[int], ranks: Ranks) -> str:
+    others = [rank for rank, x in enumerate(sums) if x != sums[ranks.rank]]
+    shown = ", ".join(map(str, others))
+    return (
+        f"{entry.name}: expected the same on every rank, got {entry.said} on rank {ranks.rank} and "
+        f"something else on rank {shown}"
+    )
