@@ -195,7 +195,7 @@ def negative_cosine(
     check_flag("stop_gradient", stop_gradient)
     check_flag("squared_distance", squared_distance)
     check_reduction(reduction)
-    target = target.detach() if stop_gradient else target
+    target = target.detach() if stop_gradient and target.requires_grad else target
     losses = _negative_cosines(prediction, target)
     return total(2 + 2 * losses if squared_distance else losses, reduction)
 
