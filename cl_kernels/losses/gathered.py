@@ -153,8 +153,8 @@ class Gathered:
             others, name = (self._given["x"], "x") if others is None else (others, None)
         if name is not None:
             self._rows(name, others)
-        size = others.shape[0] if others.dim() < 3 else others.shape[0] * others.shape[1]
-        repeated = size // max(others.shape[0], 1)
+        repeated = others.shape[1] if others.dim() == 3 else 1
+        size = others.shape[0] * repeated
         if isinstance(value, Tensor) and value.dim() == 1:
             index = self._place(argument, value)
             return lambda: index() + self._shift(argument, name, repeated)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
+from cl_kernels._spread import spreading
 from cl_kernels.checks import as_alike, as_bias, check_embeddings, check_indices
 from cl_kernels.csr import Lists, as_csr
 from cl_kernels.losses.common import (
@@ -221,8 +222,10 @@ def _in_one_call(batch: Batch, hardest: int | None, **settings) -> Tensor | None
 
 
 def _trained(key: Tensor) -> bool:
-    """Whether the key's gradient is wanted; if not, the query's is made in the forward visit."""
-    return key.requires_grad or not torch.is_grad_enabled()
+    """Whether the key's gradient is wanted; if not, the query's is made in the forward visit, but
+    for keys of several processes."""
+    spread = spreading.innermost() is not None
+    return key.requires_grad or not torch.is_grad_enabled() or spread
 
 
 def _check_negative_keys(negative_keys: Tensor, query: Tensor) -> None:
