@@ -36,33 +36,31 @@ class Gathered:
         self._sharding, self._given, self._ranks = sharding, given, ranks
         self._places: dict[int, int] = {}  # of tensors that were taken already: ids may be shared
         self._tensors: list[Tensor] = []
-        self._names: list[str] = []
         self._first: dict[str, int] = {}  # an argument's first tensor
         self._counts: list[list[int]] = []
         self._whole: list[Tensor] = []
-        settings, wrong = [], None
+        self._said: list[Entry] = []  # in the order of the arguments, whatever they hold
         makers: dict[str, Whole] = {}
+        wrong = None
         for argument, value in given.items():
             try:
                 maker = self._maker(argument, value)
             except (TypeError, ValueError) as error:
                 wrong, maker = wrong or error, None
-                settings.append(Entry(argument, "what cannot be read"))
-            if maker is None:
-                settings.append(Entry(argument, described(value)))
-            else:
+                self._said.append(Entry(argument, "what cannot be read"))
+            rows = maker is not None and argument not in sharding.where
+            said = f"rows in a {type(value).__name__}" if rows else described(value)
+            self._said.append(Entry(argument, said))
+            if maker is not None:
                 makers[argument] = maker
-        rows = [
-            Entry(n, described(x, cut=True), x.shape[0])
-            for n, x in zip(self._names, self._tensors, strict=True)
-        ]
         # An error of this rank's own is told to the others first: they would wait for it.
         try:
-            self._counts = agree(ranks, name, [*rows, *settings], device_of(given))[: len(rows)]
+            counts = agree(ranks, name, self._said, device_of(given))
         except ValueError as error:
             raise (wrong or error) from None
         if wrong is not None:
             raise wrong
+        self._counts = [of for of, said in zip(counts, self._said, strict=True) if said.is_rows]
         self._whole = gather(ranks, self._tensors, self._counts)
         self.arguments = dict(given) | {argument: make() for argument, make in makers.items()}
 
@@ -113,7 +111,7 @@ class Gathered:
         if place is None:
             place = self._places[id(x)] = len(self._tensors)
             self._tensors.append(x)
-            self._names.append(argument)
+            self._said.append(Entry(argument, described(x, cut=True), x.shape[0], is_rows=True))
         self._first.setdefault(argument, place)
         return lambda: self._whole[place]
 

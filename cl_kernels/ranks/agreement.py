@@ -22,11 +22,13 @@ class Entry(NamedTuple):
         name: Of the argument.
         said: What has to be the same on every rank.
         rows: How many rows this rank gives; 0 of what is not cut by rows.
+        is_rows: Whether it is a tensor whose rows are gathered.
     """
 
     name: str
     said: str
     rows: int = 0
+    is_rows: bool = False
 
 
 def described(value: Any, *, cut: bool = False) -> str:

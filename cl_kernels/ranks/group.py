@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -133,12 +134,13 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def without_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.compile leaves to Python: it is ``torch.compiler.disable``, which would import
-    torch._dynamo for everybody."""
+    """What torch.compile leaves to Python, with all that it calls: ``torch.compiler.disable``,
+    which would import torch._dynamo for everybody who imports this package."""
 
     @wraps(function)
     def call(*args, **options):
-        return function(*args, **options)
+        dynamo = sys.modules.get("torch._dynamo")
+        return (function if dynamo is None else dynamo.disable(function))(*args, **options)
 
     vars(call)["_torchdynamo_disable"] = True
     return call

@@ -17,13 +17,15 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
-def run(function, ranks, *args, timeout=120.0):
-    """What ``function(rank, *args)`` returns on each rank; raises what one of them raised."""
+def run(function, ranks, *args, timeout=120.0, survivors=None):
+    """What ``function(rank, *args)`` returns on each rank that survives, all by default; raises
+    what one of them raised."""
+    survivors = range(ranks) if survivors is None else survivors
     with tempfile.TemporaryDirectory() as folder:
         arguments = function, ranks, folder, timeout, args
         mp.spawn(_process, arguments, nprocs=ranks)
-        found = [torch.load(_path(folder, rank), weights_only=False) for rank in range(ranks)]
-    for rank, (result, raised) in enumerate(found):
+        found = [torch.load(_path(folder, rank), weights_only=False) for rank in survivors]
+    for rank, (result, raised) in zip(survivors, found, strict=True):
         assert not raised, f"rank {rank} of {ranks}:\n{raised}{result or ''}"
     return [result for result, _ in found]
 

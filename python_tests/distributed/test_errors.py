@@ -1,0 +1,147 @@
+"""Ranks that disagree, that die and that are late: an error on every other one, never a hang."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import cl_kernels as cl
+from cl_kernels import PairFilter
+from python_tests.distributed.cases import Data
+from python_tests.distributed.processes import needs_gloo, run
+
+pytestmark = needs_gloo
+
+BOTH = ("all", "ring")
+
+
+def clip(x, **options):
+    return cl.clip(x.first, x.second, x.scale, normalize=True, **options)
+
+
+def calls(rank, x, gather):
+    """By the argument that the error names: a call that is another one on rank 1."""
+    odd = rank == 1
+    narrow, half = x.first[:, :5], x.first.detach().half()
+    wider = torch.cat((x.others, x.others), 1)
+    ids = PairFilter(x.labels, x.labels, "same" if odd else "different")
+    options = {"gather": gather}
+    yield "image_features", lambda: cl.clip(narrow if odd else x.first, x.second, 3.0, **options)
+    yield "image_features", lambda: cl.clip(half if odd else x.first, x.second, 3.0, **options)
+    yield (
+        "image_features",
+        lambda: cl.clip(x.first.detach() if odd else x.first, x.second, 3.0, **options),
+    )
+    yield "image_features", lambda: cl.clip([1.0] if odd else x.first, x.second, 3.0, **options)
+    yield "logit_scale", lambda: cl.clip(x.first, x.second, 2.0 + rank, **options)
+    yield "where", lambda: clip(x, where=ids, **options)
+    yield "where", lambda: clip(x, where=(ids, ids) if odd else ids, **options)
+    yield "reduction", lambda: clip(x, reduction="sum" if odd else "mean", **options)
+    yield "weights", lambda: clip(x, weights=x.numbers if odd else None, **options)
+    yield (
+        "negative_keys",
+        lambda: cl.info_nce(
+            x.first, x.second, wider if odd else x.others, in_batch_negatives=True, **options
+        ),
+    )
+    yield (
+        "negative_keys",
+        lambda: cl.nt_xent(x.first, x.second, negative_keys=x.queue[: 9 - rank], **options),
+    )
+    yield (
+        ("info_nce" if odd else "nt_xent"),
+        lambda: (cl.info_nce if odd else cl.nt_xent)(x.first, x.second, temperature=0.5, **options),
+    )
+    if gather == "all":  # each rank says what is wrong with its own, the others that one is
+        yield (
+            "target",
+            lambda: cl.info_nce(
+                x.first, x.second, target=[[99]] if odd else [[0]] * len(x.first), **options
+            ),
+        )
+        yield "where", lambda: clip(x, where="no filter" if odd else (), **options)
+
+
+def disagreeing(rank):
+    x = Data.random([4, 6]).of(rank)
+    for gather in BOTH:
+        for named, call in calls(rank, x, gather):
+            with pytest.raises((TypeError, ValueError), match=f"^{named}") as caught:
+                call()
+            assert "rank" in str(caught.value) or rank == 1, caught.value
+            assert x.first.grad is None
+        clip(x, gather=gather).backward()  # the group is as good as before
+        x.first.grad = x.second.grad = x.scale.grad = None
+
+
+def test_ranks_that_disagree():
+    run(disagreeing, 2)
+
+
+def wrong_on_all(rank):
+    """What every rank finds wrong alike is told as in one process."""
+    x = Data.random([4, 6]).of(rank)
+    for gather in BOTH:
+        with pytest.raises(ValueError, match="temperature: expected"):
+            cl.info_nce(x.first, x.second, temperature=0.0, gather=gather)
+    for message, call in (
+        ('for triplet, got "ring"', lambda: cl.triplet(x.first, x.labels, gather="ring")),
+        ("with hardest, got", lambda: cl.info_nce(x.first, x.second, hardest=2, gather="ring")),
+        ("with ids, got", lambda: cl.siglip(x.first, x.second, 3.0, ids=x.labels, gather="ring")),
+        (
+            "for this call, got",
+            lambda: cl.nt_xent(torch.stack((x.first, x.second), 1), gather="ring"),
+        ),
+        (
+            "for this call, got",
+            lambda: cl.clip(x.first, x.others, 3.0, gather="ring"),
+        ),
+    ):
+        with pytest.raises(ValueError, match=f'gather: expected "all" {message}'):
+            call()
+    group = dist.new_group()
+    dist.destroy_process_group(group)
+    for gather in BOTH:
+        with pytest.raises(ValueError, match="group: expected a living one"):
+            clip(x, gather=gather, group=group)
+
+
+def test_arguments_that_are_wrong_everywhere():
+    run(wrong_on_all, 2)
+
+
+def dying(rank, gather):
+    x = Data.random([4, 6, 5]).of(rank)
+    loss = clip(x, gather=gather)
+    if rank == 1:
+        os._exit(0)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="waited for the others in vain"):
+        loss.backward()
+        clip(x, gather=gather)
+    assert time.monotonic() - started < 20
+
+
+def late(rank, gather):
+    x = Data.random([4, 6]).of(rank)
+    clip(x, gather=gather)
+    if rank == 1:
+        time.sleep(6)
+        with pytest.raises(RuntimeError):
+            clip(x, gather=gather)
+        return
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="waited for the others in vain"):
+        clip(x, gather=gather)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("gather", BOTH)
+def test_a_rank_that_dies(gather):
+    run(dying, 3, gather, survivors=(0, 2))
+
+
+def test_a_rank_that_is_late():
+    run(late, 2, "all", timeout=2.0)
