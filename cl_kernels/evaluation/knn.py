@@ -11,9 +11,12 @@ from torch import Tensor
 
 from cl_kernels.checks import check_count
 from cl_kernels.pairs import PairFilter
+from cl_kernels.ranks.group import Group
 from cl_kernels.search import topk
+from cl_kernels.search.shards import positions
 
 from .checks import check_corpus, check_finite_embeddings, check_labels, check_number
+from .sharded import of_all_ranks
 from .ties import tied_share
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def knn_classify(
     exclude_self: bool = False,
     normalize: bool = True,
     progress: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> KNNPrediction:
     """Classifies queries by the labels of their k most similar keys.
@@ -69,6 +73,8 @@ def knn_classify(
         num_classes: Default: the largest label + 1, at most 2^24.
         exclude_self: Query i is key i and no neighbour of its own: leave-one-out.
         normalize, progress, backend: As in ``topk``.
+        group: Of torch.distributed: the keys and their labels are those of all its ranks, of which
+            each passes its own. Queries are this rank's.
 
     Returns:
         ``KNNPrediction(labels, scores)``.
@@ -76,6 +82,8 @@ def knn_classify(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
+    if group is not None:
+        return of_all_ranks(knn_classify, locals())
     check_finite_embeddings("query", query)
     N = check_corpus("key", key)
     classes, num_classes = _classes(key_labels, N, num_classes, query.device)
@@ -97,6 +105,7 @@ def knn_accuracy(
     *,
     temperature: float | None = 0.07,
     normalize: bool = True,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> float:
     """The share of queries that ``knn_classify`` puts into their class.
@@ -107,20 +116,38 @@ def knn_accuracy(
         key, key_labels: Labelled embeddings; None for leave-one-out among the queries.
         k, temperature, normalize, backend: As in ``knn_classify``. Memory is O(M k), however many
             classes there are.
+        group: Of torch.distributed: queries and keys are those of all its ranks, of which each
+            passes its own.
     """
     if (key is None) != (key_labels is None):
         given, missing = ("key", "key_labels") if key_labels is None else ("key_labels", "key")
         raise ValueError(f"{missing}: expected it together with {given}, got None")
+    arguments: dict[str, Any] = {
+        "query": query, "query_labels": query_labels, "k": k, "temperature": temperature,
+        "key": query if key is None else key,
+        "key_labels": query_labels if key_labels is None else key_labels,
+        "exclude_self": key is None, "normalize": normalize, "backend": backend,
+    }  # fmt: skip
+    if group is not None:
+        return of_all_ranks(_accuracy, arguments | {"group": group})
+    return _accuracy(**arguments)
+
+
+def _accuracy(
+    query: Tensor,
+    query_labels: Tensor,
+    key: Tensor | numpy.ndarray,
+    key_labels: Tensor,
+    k: int,
+    temperature: float | None,
+    exclude_self: bool,
+    **search: Any,
+) -> float:
     check_finite_embeddings("query", query)
     truth = check_labels("query_labels", query_labels, len(query), "query", query.device)
-    exclude_self = key is None
-    if key is None or key_labels is None:
-        key, key_labels = query, truth
     classes = check_labels("key_labels", key_labels, check_corpus("key", key), "key", query.device)
     with torch.no_grad():
-        neighbours = _neighbours(
-            query, key, k, temperature, exclude_self, normalize=normalize, backend=backend
-        )
+        neighbours = _neighbours(query, key, k, temperature, exclude_self, **search)
         votes = classes[neighbours.indices]
         candidate = _ranks(votes)  # at most k classes stand for election
         elected = neighbours.shares(candidate, votes.shape[1]).argmax(1, keepdim=True)
@@ -181,7 +208,8 @@ def _neighbours(
     if exclude_self and M != N:
         raise ValueError(f"exclude_self: expected as many keys as queries, {M}, got {N}")
     index = torch.arange(M, device=query.device)
-    where = PairFilter(index, index, "different") if exclude_self else ()
+    itself = PairFilter(index, positions(key, query.device), "different")
+    where = itself if exclude_self else ()
     values, indices = topk(query, key, min(k + 1, N), where=where, **search)
     tied_share(values, k)
     values, indices = values[:, :k], indices[:, :k]

@@ -12,11 +12,13 @@ from torch import Tensor
 from cl_kernels._precision import widest
 from cl_kernels.checks import check_count
 from cl_kernels.csr import CSR, Lists
+from cl_kernels.ranks.group import Group
 from cl_kernels.search import topk
 from cl_kernels.search.stream import progress_bar
 
 from .checks import check_corpus, check_finite_embeddings, check_labels
 from .relevance import LabelRelevance, Relevance, as_relevance, exclusions
+from .sharded import of_all_ranks
 from .ties import Ranking
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def retrieval_metrics(
     exclude_self: bool = False,
     normalize: bool = True,
     progress: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> RetrievalMetrics:
     """How well the queries retrieve their relevant keys from the whole corpus.
@@ -103,6 +106,8 @@ def retrieval_metrics(
         exclude_self: Query i is key i and must not retrieve itself.
         normalize, backend: As in ``topk``.
         progress: Show a progress bar (needs tqdm).
+        group: Of torch.distributed: queries and keys are those of all its ranks, of which each
+            passes its own; lists count the keys of all. Every rank gets the same result.
 
     Returns:
         A ``dict`` of floats, with the metrics of each query as ``.per_query``.
@@ -110,6 +115,8 @@ def retrieval_metrics(
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
     """
+    if group is not None:
+        return of_all_ranks(retrieval_metrics, locals())
     check_finite_embeddings("query", query)
     if not isinstance(at, Sequence):
         raise TypeError(f"at: expected a sequence of cut-offs, got {type(at).__name__}")
@@ -129,7 +136,12 @@ def retrieval_metrics(
 
 
 def mean_average_precision(
-    embeddings: Tensor, labels: Tensor, *, normalize: bool = True, backend: str | None = None
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    normalize: bool = True,
+    group: Group | None = None,
+    backend: str | None = None,
 ) -> float:
     """Mean average precision of a labelled set, each item in turn the query for all others.
 
@@ -138,6 +150,7 @@ def mean_average_precision(
         labels: Integer labels, shape [N]; items of the query's label are relevant. An item that
             is alone with its label is no query.
         normalize, backend: As in ``topk``.
+        group: Of torch.distributed: the items are those of all its ranks.
 
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came.
@@ -151,6 +164,7 @@ def mean_average_precision(
         at=(),
         exclude_self=True,
         normalize=normalize,
+        group=group,
         backend=backend,
     )["map"]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from cl_kernels.pairs import PairFilter
 from cl_kernels.ranks.group import Ranks
+
+Made = TypeVar("Made")
 
 _MOST = 96  # entries of a call: its arguments, and the tensors in them
 
@@ -41,7 +43,7 @@ def described(value: Any, *, cut: bool = False) -> str:
     if isinstance(value, PairFilter):
         return f"a filter that keeps {value.keep} ids"
     if isinstance(value, (tuple, list)):
-        if cut and not all(isinstance(x, (Tensor, PairFilter)) for x in value):
+        if cut and not (value and all(isinstance(x, (Tensor, PairFilter)) for x in value)):
             return f"a {type(value).__name__}"  # a row's positives are its own
         return f"({', '.join(described(x, cut=cut) for x in value)})"
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -80,6 +82,23 @@ def agree(
     if any(extra):
         raise ValueError(f"{name}: expected the same arguments on every rank, got others")
     return [[of_rank[place][1] for of_rank in of_all] for place in range(1, len(entries))]
+
+
+def together(ranks: Ranks, name: str, make: Callable[[], Made], device: torch.device) -> Made:
+    """What ``make()`` returns. If it raises on one rank, that error is raised there, and another
+    on every other rank, which would wait for it."""
+    made, wrong = None, None
+    try:
+        made = make()
+    except (TypeError, ValueError) as error:
+        wrong = error
+    try:
+        agree(ranks, name, [Entry(name, "a call" if wrong is None else "an error")], device)
+    except ValueError as error:
+        raise (wrong or error) from None
+    if wrong is not None:
+        raise wrong
+    return cast(Made, made)
 
 
 def _difference(entry: Entry, sums: Sequence[int], ranks: Ranks) -> str:

@@ -80,16 +80,20 @@ class Ranks:
     def sum_of_own(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Of rows that belong to the ranks, so many to each: the sum of all ranks' versions of this
         rank's, in the order of the ranks."""
-        own = counts[self.rank]
-        versions = x.new_empty((self.size * own, *x.shape[1:]))
-        with self.waiting():
-            dist.all_to_all_single(
-                versions, x.contiguous(), [own] * self.size, list(counts), self.group
-            )
-        total, *others = versions.view(self.size, own, *x.shape[1:])
+        total, *others = self.versions_of_own(x, counts)
         for other in others:
             total += other
         return total
+
+    def versions_of_own(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Of rows that belong to the ranks, so many to each: every rank's version of this rank's,
+        [size, ...]."""
+        own = counts[self.rank]
+        versions = x.new_empty((self.size * own, *x.shape[1:]))
+        sent = [own] * self.size, list(counts)
+        with self.waiting():
+            dist.all_to_all_single(versions, x.contiguous(), *sent, self.group)
+        return versions.view(self.size, own, *x.shape[1:])
 
     def sum(self, x: Tensor) -> Tensor:
         x = x.contiguous()

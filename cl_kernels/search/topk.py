@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from cl_kernels.calls import Call, note_call, request_of
 from cl_kernels.checks import Bound, as_bound, check_count, check_embeddings, check_filters
 from cl_kernels.csr import CSR, Lists, left_out
 from cl_kernels.pairs import Where, as_pairs
+from cl_kernels.ranks.group import Group
 
 from .gradients import found_scores
 from .scan import search, search_traced
 from .scores import TopK, nothing_found
+from .shards import ShardedKeys, over_shards
 from .stream import progress_bar
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def topk(
     largest: bool = True,
     sorted: bool = True,
     progress: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> TopK:
     """The k most similar keys of each query: exact, filtered inside the scan, never M x N.
@@ -70,6 +73,9 @@ def topk(
         largest: False finds the least similar keys instead.
         sorted: Taken for the likeness to ``torch.topk``; results are always sorted.
         progress: Show a progress bar (needs tqdm).
+        group: Of torch.distributed: the keys are those of all its ranks, rank 0's first, of which
+            each passes its own (and their ids in ``where``). Queries are this rank's; ``exclude``,
+            ``keep`` and the indices found count the keys of all. No gradient.
         backend: Which backend serves the call; default: see ``cl_kernels.doctor()``.
 
     Returns:
@@ -81,6 +87,13 @@ def topk(
         TypeError, ValueError: The message names the argument, what was expected and what came.
         ImportError: If ``progress`` is asked for without tqdm.
     """
+    if group is not None:
+        return over_shards(topk, locals())
+    if isinstance(key, ShardedKeys):
+        options: dict[str, Any] = {"normalize": normalize, "where": where, "exclude": exclude}
+        return key.search(
+            topk, cast(Tensor, query), k, **options, progress=progress, backend=backend
+        )
     queries: Tensor = as_tensor(query, "query")
     keys: Tensor = as_tensor(key)
     check_embeddings("query", queries)
