@@ -16,7 +16,7 @@ from cl_kernels.search.shards import ShardedKeys, gathered_lists
 from .checks import check_corpus, check_finite_embeddings, check_labels
 from .relevance import LabelRelevance
 
-_LISTS = {"relevant", "exclude"}
+_LISTS = ("relevant", "exclude")  # in one order on every rank
 _LABELS = {"query_labels": "query", "key_labels": "key"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from cl_kernels.csr import Lists, as_csr
 from cl_kernels.mining.criteria import Criteria
 from cl_kernels.mining.positives import pair_scores
 from cl_kernels.mining.result import MinedNegatives
+from cl_kernels.mining.sharded import over_shards
 from cl_kernels.mining.tally import CorpusTally, Tally
 from cl_kernels.pairs import Where, as_filters
+from cl_kernels.ranks.group import Group
 from cl_kernels.search import TopK, as_tensor, topk
+from cl_kernels.search.shards import ShardedKeys
 
 if TYPE_CHECKING:
     import numpy
@@ -43,6 +46,7 @@ def mine_hard_negatives(
     candidates: int | None = None,
     normalize: bool = True,
     progress: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> MinedNegatives:
     """The documents most similar to each query that are not its positives.
@@ -87,6 +91,9 @@ def mine_hard_negatives(
             for another model to rescore; see ``MinedNegatives.rescore``.
         normalize: Score by cosine.
         progress: Show a progress bar (needs tqdm).
+        group: Of torch.distributed: the corpus is that of all its ranks, rank 0's documents first,
+            of which each passes its own (and their ids in ``where``). Queries are this rank's;
+            ``positives`` and the indices found count the documents of all.
         backend: Which backend serves the search.
 
     Returns:
@@ -97,12 +104,15 @@ def mine_hard_negatives(
         TypeError, ValueError: The message names the argument, what was expected and what came.
         ImportError: If ``progress`` is asked for without tqdm.
     """
+    if group is not None:
+        return over_shards(mine_hard_negatives, locals())
     criteria = Criteria(
         num_negatives, range_min, range_max, max_score, min_score, absolute_margin,
         relative_margin, margin_against, sampling, sampling_temperature,
     )  # fmt: skip
     queries, documents = _as_embeddings(query, corpus)
-    shape = len(queries), len(documents)
+    here = documents.key if isinstance(documents, ShardedKeys) else documents
+    shape = len(queries), len(here)
     filters = check_filters(as_filters(where, most=2), shape, queries.device)
     if candidates is not None:
         check_integer("candidates", candidates, least=1)
@@ -117,7 +127,7 @@ def mine_hard_negatives(
     finite = None if normalize else torch.inf  # inner products may overflow
     found = topk(
         queries,
-        documents,
+        cast(Tensor, documents),
         max(criteria.last_rank, candidates or 0),
         normalize=normalize,
         where=filters,
@@ -144,10 +154,11 @@ def mine_hard_negatives(
     )
 
 
-def _as_embeddings(
-    query: Tensor | numpy.ndarray, corpus: Tensor | numpy.ndarray
-) -> tuple[Tensor, Tensor]:
+def _as_embeddings(query: Tensor | numpy.ndarray, corpus: Any) -> tuple[Tensor, Any]:
     """Queries in the dtype of the documents, checked to be alike."""
+    if isinstance(corpus, ShardedKeys):
+        queries, corpus.key = _as_embeddings(query, corpus.key)
+        return queries, corpus
     queries: Tensor = as_tensor(query, "query")
     documents: Tensor = as_tensor(corpus, "corpus")
     check_embeddings("query", queries)

@@ -11,6 +11,7 @@ from cl_kernels._precision import accumulator
 from cl_kernels.calls import Call, request_of
 from cl_kernels.pairs import PairFilter, Pairs
 from cl_kernels.search import topk
+from cl_kernels.search.shards import ShardedKeys
 
 _PAIRS = 256  # their products with one another are computed, for the diagonal
 
@@ -18,7 +19,7 @@ _PAIRS = 256  # their products with one another are computed, for the diagonal
 @torch.no_grad()
 def pair_scores(
     query: Tensor,
-    corpus: Tensor,
+    corpus: Tensor | ShardedKeys,
     rows: Tensor,
     keys: Tensor,
     *,
@@ -31,6 +32,12 @@ def pair_scores(
     search: a copy of the positive could then pass below a ceiling that equals its own score. So
     the pairs go through the search.
     """
+    if isinstance(corpus, ShardedKeys):  # each is scored where its document is
+        own = ((keys >= corpus.own.start) & (keys < corpus.own.stop)).nonzero().flatten()
+        scores = query.new_zeros(len(keys), dtype=accumulator(query))
+        pairs = rows[own], keys[own] - corpus.own.start
+        scores[own] = pair_scores(query, corpus.key, *pairs, normalize=normalize, backend=backend)
+        return corpus.ranks.sum(scores)
     arguments = query.detach(), corpus.detach(), rows, keys, normalize
     if torch.compiler.is_compiling():
         request = request_of("topk", query, Call(Pairs(), query.dtype, None))

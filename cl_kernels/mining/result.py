@@ -58,6 +58,25 @@ class MinedNegatives:
             f"{self.shortfall}"
         )
 
+    def of_queries(self, part: slice) -> MinedNegatives:
+        """Those of some of the queries, which are counted from the first of them."""
+        pairs = slice(*(int(self.positives.offsets[i]) for i in (part.start, part.stop)))
+        lists = self.positives.offsets[part.start : part.stop + 1] - pairs.start
+
+        def cut(x: Tensor | None, place: slice = part) -> Tensor | None:
+            return None if x is None else x[place]
+
+        return replace(
+            self,
+            indices=self.indices[part],
+            scores=cut(self.scores),
+            counts=self.counts[part],
+            shortfall=self.shortfall.of_queries(part),
+            positives=CSR(lists, self.positives.keys[pairs]),
+            positive_scores=cut(self.positive_scores, pairs),
+            candidates=self.candidates and TopK(*(x[part] for x in self.candidates)),
+        )
+
     def triplets(self) -> Triplets:
         """Every negative of a query with every positive of it: tensors to index embeddings with."""
         anchor = self.positives.rows()  # [nnz]

@@ -71,6 +71,17 @@ class Shortfall:
         place = (self.queries == query).nonzero().flatten()
         return {name: int(n[place]) for name, n in self.removed.items()} if len(place) else {}
 
+    def of_queries(self, part: slice) -> Shortfall:
+        """That of some of the queries, which are counted from the first of them."""
+        some = (self.queries >= part.start) & (self.queries < part.stop)
+        return Shortfall(
+            self.queries[some] - part.start,
+            self.missing[some],
+            self.candidates[some],
+            part.stop - part.start,
+            {name: removed[some] for name, removed in self.removed.items()},
+        )
+
     def __str__(self) -> str:
         if not len(self):
             return f"none of {self.num_queries:,} queries is short"

@@ -15,6 +15,7 @@ from cl_kernels.mining.shortfall import FILTERS, Removed, Shortfall
 from cl_kernels.mining.where import count_dropped, dropped
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import TopK
+from cl_kernels.search.shards import ShardedKeys
 from cl_kernels.search.stream import blocks
 
 _ROWS, _COLUMNS = 1024, 2048  # queries and candidates looked at together
@@ -75,26 +76,31 @@ class CorpusTally:
 
     Positives and filters are counted without a look at the pairs, and so is the last bound: it
     removed all that is left. Only where bounds compete, or a score may not be finite, are scores
-    computed again.
+    computed again. Of a corpus in shards each rank counts its own.
     """
 
     def __init__(
         self,
         tally: Tally,
         query: Tensor,
-        corpus: Tensor,
+        corpus: Tensor | ShardedKeys,
         positives: CSR,
         filters: tuple[PairFilter, ...],
         normalize: bool,
     ) -> None:
         self.tally = tally
-        self.query, self.corpus, self.normalize = query, corpus, normalize
+        self.shards = corpus if isinstance(corpus, ShardedKeys) else None
+        self.corpus: Tensor = corpus.key if isinstance(corpus, ShardedKeys) else corpus
+        self.query, self.normalize, self.num_documents = query, normalize, len(corpus)
         self.positives, self.filters = positives, filters
         self._versions = self._current()
         self._finite: bool | None = None
 
     def removed(self) -> Removed:
-        """The counts where they cost little beside the search, else what counts when called."""
+        """The counts where they cost little beside the search, else what counts when called: not
+        of shards, as all ranks would have to ask for it together."""
+        if self.shards is not None:
+            return self()
         cheap = len(self.tally.queries) == 0 or (len(self.tally.bounds) < 2 and self._is_finite())
         return self() if cheap else self
 
@@ -114,7 +120,7 @@ class CorpusTally:
         tally.begin()
         if len(queries) == 0:
             return tally.removed
-        known = _unique(self.positives.gather(queries), N)
+        known = _unique(self._here(self.positives.gather(queries)), N)
         rows = known.rows()
         twice = dropped(self.filters, queries[rows], known.keys).expand_as(rows)
         tally.removed["positive"] += known.counts()
@@ -124,7 +130,11 @@ class CorpusTally:
         if bounds := tally.bounds[:-1] if finite else tally.bounds:
             with torch.autocast(queries.device.type, enabled=False):  # as in the search
                 self._compare(known, bounds, finite)
-        tally.rest(tally.bounds[-1] if finite and tally.bounds else "non_finite", N)
+        if self.shards is not None:
+            of_documents = (name for name in FILTERS if name != "rank_window")
+            tally.removed |= {n: self.shards.ranks.sum(tally.removed[n]) for n in of_documents}
+        last = tally.bounds[-1] if finite and tally.bounds else "non_finite"
+        tally.rest(last, self.num_documents)
         return tally.removed
 
     def _current(self) -> list[int | None]:
@@ -136,13 +146,16 @@ class CorpusTally:
         if self._finite is None:
             parts = (block for _, block in blocks(self.corpus, self.query.device))
             longest = _longest([self.query[self.tally.queries]]) * _longest(parts)
+            if self.shards is not None:
+                longest = self.shards.ranks.all(longest).amax()
             self._finite = bool(longest.isfinite())
         return self._finite
 
     def _compare(self, known: CSR, bounds: list[str], finite: bool) -> None:
         """Computes the scores, block by block."""
-        count, N = len(self.tally.queries), len(self.corpus)
-        found = as_csr("found", self.tally.survivors, count, N, self.query.device)
+        count = len(self.tally.queries)
+        survivors = self.tally.survivors
+        found = self._here(as_csr("found", survivors, count, self.num_documents, self.query.device))
         for begin, block in blocks(self.corpus, self.query.device):
             for first in range(0, len(block), _COLUMNS):
                 keys = self._rows(block[first : first + _COLUMNS])
@@ -165,6 +178,9 @@ class CorpusTally:
         for lists in (x.gather(index) for x in settled):
             scores[lists.rows(), lists.keys] = torch.nan
         return scores
+
+    def _here(self, lists: CSR) -> CSR:
+        return lists if self.shards is None else self.shards.lists(lists)
 
     def _rows(self, x: Tensor) -> Tensor:
         x = x.to(accumulator(x))

@@ -37,6 +37,10 @@ class ShardedKeys:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def lists(self, lists: CSR) -> CSR:
+        """Of lists of keys of all ranks what names this rank's, counted from its first."""
+        return lists.between(self.own.start, self.own.stop)
+
     def search(
         self,
         search: Search,
@@ -59,8 +63,8 @@ class ShardedKeys:
             largest, options: As ``topk`` takes them, filters with the ids of this rank's keys.
         """
         if exclude is not None:
-            lists = left_out("exclude", exclude, len(query), len(self), query.device)
-            exclude = lists.between(self.own.start, self.own.stop)
+            of_all = left_out("exclude", exclude, len(query), len(self), query.device)
+            exclude = self.lists(of_all)
         found = search(query, self.key, k, exclude=exclude, largest=largest, **options)
         indices = torch.where(found.indices < 0, -1, found.indices + self.own.start)
         values, indices = (self._of_all(x.contiguous(), rows) for x in (found.values, indices))

@@ -90,10 +90,11 @@ def topk(
     if group is not None:
         return over_shards(topk, locals())
     if isinstance(key, ShardedKeys):
-        options: dict[str, Any] = {"normalize": normalize, "where": where, "exclude": exclude}
-        return key.search(
-            topk, cast(Tensor, query), k, **options, progress=progress, backend=backend
-        )
+        options: dict[str, Any] = {
+            "normalize": normalize, "where": where, "exclude": exclude, "below": below,
+            "above": above, "largest": largest, "progress": progress, "backend": backend,
+        }  # fmt: skip
+        return key.search(topk, cast(Tensor, query), k, **options)
     queries: Tensor = as_tensor(query, "query")
     keys: Tensor = as_tensor(key)
     check_embeddings("query", queries)

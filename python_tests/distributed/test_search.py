@@ -101,6 +101,43 @@ def measured_alike(rank):
         assert alone == knn_accuracy(key, key_labels, k=k)
 
 
+def minings(x):
+    yield {"num_negatives": 3}
+    yield {"num_negatives": 4, "relative_margin": 0.1, "max_score": 0.6, "min_score": -0.1}
+    yield {"num_negatives": 60, "range_min": 3, "absolute_margin": 0.05, "max_score": 0.4}
+    yield {"num_negatives": 2, "sampling": "random", "range_max": 9, "candidates": 12}
+    yield {"num_negatives": 90, "normalize": False, "return_scores": False}
+
+
+def mined(x, rows, keys, filtered, settings):
+    where = x.filters(rows, keys) if filtered else ()
+    given = settings | {"where": where, "generator": torch.Generator().manual_seed(1)}
+    return cl.mine_hard_negatives(x.query[rows], x.key[keys], x.lists[rows], **given)
+
+
+def mined_alike(rank):
+    x, group, everything = Parts(rank), dist.group.WORLD, slice(None)
+    for filtered in (False, True):
+        for settings in minings(x):
+            whole = mined(x, everything, everything, filtered, settings)
+            found = mined(x, x.rows, x.keys, filtered, settings | {"group": group})
+            expected = whole.of_queries(x.rows)
+            assert str(found) == str(expected)
+            assert found.num_documents == len(x.key)
+            names = "indices", "scores", "counts", "positive_scores"
+            pairs = [(getattr(found, n), getattr(expected, n)) for n in names]
+            pairs += [*zip(found.positives, expected.positives, strict=True)]
+            if settings.get("candidates"):
+                pairs += [*zip(found.candidates, expected.candidates, strict=True)]
+            for got, exact in pairs:
+                assert got is exact or torch.equal(got, exact), settings
+            for name, removed in found.shortfall.removed.items():
+                assert torch.equal(removed, expected.shortfall.removed[name]), name
+            for place, query in enumerate(found.shortfall.queries.tolist()):
+                assert whole.shortfall.of(query + x.rows.start) == found.shortfall.of(query), place
+            assert found.triplets()[0].equal(expected.triplets()[0])
+
+
 def told_to_all(rank):
     x, group, odd = Parts(rank), dist.group.WORLD, rank == 1
     query, key = x.query[:4], x.key[:9]
@@ -114,6 +151,11 @@ def told_to_all(rank):
             "(query|retrieval_metrics)",
             lambda: retrieval_metrics(query[:0] if odd else query, key, [[1]] * 4, group=group),
         ),
+        (
+            "positives",
+            lambda: cl.mine_hard_negatives(query, key, [[99 * rank]] * 4, group=group),
+        ),
+        ("corpus", lambda: cl.mine_hard_negatives(query, key[:, 1:], [[]] * 4, group=group)),
         ("query", lambda: cl.topk(query.clone().requires_grad_(), key, 2, group=group)),
     ):
         with pytest.raises((TypeError, ValueError), match=f"^({named}|topk)"):
@@ -124,6 +166,7 @@ def told_to_all(rank):
 def all_of_it(rank):
     found_alike(rank)
     measured_alike(rank)
+    mined_alike(rank)
     told_to_all(rank)
 
 
