@@ -1,0 +1,99 @@
+"""Rows for losses of one's own, and what goes round in a ring."""
+
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import cl_kernels as cl
+from catalogue import textbook
+from cl_kernels.distributed import gather_rows
+from cl_kernels.ranks.group import Ranks
+from python_tests.distributed.cases import CASES, Data
+from python_tests.distributed.processes import needs_gloo, run
+
+pytestmark = needs_gloo
+
+
+def own_loss(rank, sizes):
+    data, ranks = Data.random(sizes), len(sizes)
+    mine, whole = data.of(rank), data.with_leaves()
+    first, second, labels = gather_rows(mine.first, mine.second, mine.labels)
+    assert torch.equal(labels, data.labels) and torch.equal(first, data.first)
+    textbook.info_nce(first, second, temperature=0.5).backward()
+    textbook.info_nce(whole.first, whole.second, temperature=0.5).backward()
+    for got, exact in ((mine.first, whole.first), (mine.second, whole.second)):
+        torch.testing.assert_close(got.grad / ranks, exact.grad[data.rows_of(rank)])
+    half = data.first.bfloat16()[data.rows_of(rank)]
+    (wide,) = gather_rows(half)
+    assert wide.dtype == torch.float32 and torch.equal(wide, data.first.bfloat16().float())
+    (nothing,) = gather_rows(mine.first[:0])
+    assert nothing.shape == (0, data.first.shape[1])
+    with pytest.raises(ValueError, match=r"^tensors"):
+        gather_rows(mine.first[:, : 4 + rank])
+    with pytest.raises((TypeError, ValueError), match=r"^tensors"):
+        gather_rows([1.0] if rank else mine.first)
+
+
+class Watched:
+    """What ``pass_on`` sends, and how much of what it received is alive."""
+
+    def __init__(self, monkeypatch):
+        self.sent, self.alive, self.most, original = 0, [], 0, Ranks.pass_on
+
+        def pass_on(ranks, tensors, rows):
+            self.sent += sum(x.numel() * x.element_size() for x in tensors)
+            wait = original(ranks, tensors, rows)
+
+            def watched():
+                received = wait()
+                self.alive += [weakref.ref(x) for x in received if x.dim() == 2]
+                self.most = max(self.most, sum(x() is not None for x in self.alive))
+                return received
+
+            return watched
+
+        monkeypatch.setattr(Ranks, "pass_on", pass_on)
+
+
+def in_a_ring(rank, sizes):
+    """Forward: every rank's keys but the last in the round, with their ids, in the type of the
+    products, and the sums of their columns; back the same with the keys' gradients."""
+    data, ranks = Data.random(sizes, torch.bfloat16), len(sizes)
+    mine = data.of(rank)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        watched = Watched(monkeypatch)
+        loss = CASES["clip"].call(mine, gather="ring")
+        D = data.first.shape[1]
+        of_shards = sum(n * (2 * D + 8) for r, n in enumerate(sizes) if r != (rank + 1) % ranks)
+        of_sums = sum(n * 4 for n in sizes)
+        assert watched.sent == of_shards + of_sums
+        # Beside this rank's own: those that are visited, and those that arrive meanwhile.
+        assert watched.most <= min(ranks - 1, 2)
+        watched.sent = 0
+        loss.backward()
+        assert watched.sent == of_shards + 8 * (sum(sizes) - sizes[(rank + 1) % ranks]) + sum(
+            n * 4 * D for n in sizes
+        )
+
+
+def two(rank):
+    own_loss(rank, [4, 7])
+    in_a_ring(rank, [4, 7])
+
+
+def test_with_two_ranks():
+    run(two, 2)
+
+
+def test_with_three_ranks():
+    run(in_a_ring, 3, [4, 0, 6])
+
+
+def test_alone():
+    x = torch.randn(3, 4).bfloat16()
+    assert torch.equal(gather_rows(x)[0], x.float())
+    with pytest.raises(TypeError, match="tensors: expected tensors, got int"):
+        gather_rows(3)
+    assert not dist.is_initialized() and cl.distributed.gather_rows is gather_rows
