@@ -54,6 +54,8 @@ class Ranks:
         """Names what the others failed to do in time."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"group: rank {self.rank} of {self.size} waited for the others in vain: one has "
