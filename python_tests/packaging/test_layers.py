@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "cl_kernels"
 LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"cl_kernels"},
     {"integrations"},
-    {"grad_cache", "distributed", "mining", "evaluation"},
+    {"grad_cache", "distributed", "memory", "mining", "evaluation"},
     {"losses", "diagnostics"},
     {"search"},
     {"statistics"},
