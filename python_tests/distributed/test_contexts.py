@@ -1,0 +1,168 @@
+"""Calls over several processes in contexts that are not a plain training step."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import cl_kernels as cl
+from python_tests.distributed.cases import CASES, QUEUE, Data
+from python_tests.distributed.processes import needs_gloo, run
+
+pytestmark = needs_gloo
+
+BOTH = ("all", "ring")
+SIZES = [5, 8]
+
+
+class Ranks:
+    """A rank's data, and what one process with all of it finds."""
+
+    def __init__(self, rank):
+        self.rank, self.data = rank, Data.random(SIZES)
+        self.mine = self.data.of(rank)
+
+    def own(self, x):
+        return x[self.data.rows_of(self.rank)]
+
+    def assert_gradient(self, got, exact, factor=1.0):
+        torch.testing.assert_close(got.grad / len(SIZES), factor * self.own(exact.grad))
+
+
+def the_same_tensor_twice(r, gather):
+    for loss in (
+        lambda z, **o: cl.clip(z, z, 3.0, normalize=True, **o),
+        lambda z, **o: cl.info_nce(z, z, temperature=0.4, **o),
+        lambda z, **o: cl.nt_xent(z, z, 0.4, **o),
+    ):
+        whole, mine = r.data.with_leaves().first, r.data.of(r.rank).first
+        loss(whole).backward()
+        loss(mine, gather=gather).backward()
+        r.assert_gradient(mine, whole)
+
+
+def several_backward_passes(r, gather):
+    whole, mine = r.data.with_leaves(), r.data.of(r.rank)
+    CASES["clip"].call(whole).backward()
+    loss = CASES["clip"].call(mine, gather=gather)
+    loss.backward(retain_graph=True)
+    (2 * loss).backward()
+    r.assert_gradient(mine.first, whole.first, 3.0)
+
+
+def another_thread(r, gather):
+    """Forward in one, backward in another."""
+    whole, mine, found = r.data.with_leaves(), r.data.of(r.rank), []
+    CASES["nt_xent"].call(whole).backward()
+    for step in (
+        lambda: found.append(CASES["nt_xent"].call(mine, gather=gather)),
+        lambda: found[0].backward(),
+    ):
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+    r.assert_gradient(mine.first, whole.first)
+
+
+def no_gradient(r, gather):
+    whole = CASES["siglip"].call(r.data)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(CASES["siglip"].call(r.mine, gather=gather), whole)
+
+
+def checkpointed(r, gather):
+    whole, mine = r.data.with_leaves(), r.data.of(r.rank)
+    CASES["info_nce"].call(whole).backward()
+
+    def loss(first):
+        return CASES["info_nce"].call(mine._replace(first=first), gather=gather)
+
+    checkpoint(loss, mine.first, use_reentrant=False).backward()
+    r.assert_gradient(mine.first, whole.first)
+
+
+def factors_that_differ(r, gather):
+    """DDP takes the mean of what ranks make of the loss."""
+    whole, mine = r.data.with_leaves(), r.data.of(r.rank)
+    CASES["clip"].call(whole).backward()
+    (CASES["clip"].call(mine, gather=gather) * (1 + 2 * r.rank)).backward()
+    r.assert_gradient(mine.first, whole.first, 2.0)
+
+
+def changed_before_backward(r, gather):
+    """What was gathered is a copy; what stays in a ring is watched."""
+    whole, mine = r.data.with_leaves(), r.data.of(r.rank)
+    CASES["clip"].call(whole).backward()
+    given = mine._replace(first=mine.first * 1)
+    loss = CASES["clip"].call(given, gather=gather)
+    given.first.data[0] = 9.0  # of the same storage, unseen by autograd
+    with torch.no_grad():
+        given.first.add_(1)
+    if gather == "all":
+        loss.backward()
+        r.assert_gradient(mine.second, whole.second)
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def under_autocast(r, gather):
+    data = Data.random(SIZES, torch.float32)
+    mine = data.of(r.rank)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = CASES["clip"].call(data)
+        found = CASES["clip"].call(mine, gather=gather)
+        found.backward()
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    assert mine.first.grad.dtype == torch.float32
+
+
+def other_backends(r, gather):
+    whole = CASES["clip, where and weights"].call(r.data)
+    for name in ("reference", "chunked"):
+        with cl.use_backend(name):
+            found = CASES["clip, where and weights"].call(r.mine, gather=gather)
+        torch.testing.assert_close(found, whole)
+
+
+def modules(r, gather):
+    """Settings of construction; a queue that all ranks have alike."""
+    queue = cl.memory.Queue(QUEUE, r.data.first.shape[1], dtype=torch.float64)
+    queue.push(r.mine.queue)
+    for ours, plain in (
+        (cl.InfoNCELoss(0.4, gather=gather), cl.InfoNCELoss(0.4)),
+        (cl.InfoNCELoss(0.4, in_batch_negatives=True, gather=gather),
+         cl.InfoNCELoss(0.4, in_batch_negatives=True)),
+    ):  # fmt: skip
+        assert f"gather='{gather}'" in repr(ours)
+        whole = plain(r.data.first, r.data.second, r.data.queue)
+        torch.testing.assert_close(ours(r.mine.first, r.mine.second, queue.keys), whole)
+    if gather == "all":
+        widths = cl.MatryoshkaLoss(cl.InfoNCELoss(0.4, gather="all"), dims=(12, 4))
+        whole = cl.MatryoshkaLoss(cl.InfoNCELoss(0.4), dims=(12, 4))
+        torch.testing.assert_close(
+            widths(r.mine.first, r.mine.second), whole(r.data.first, r.data.second)
+        )
+
+
+CONTEXTS = (
+    the_same_tensor_twice, several_backward_passes, another_thread, no_gradient, checkpointed,
+    factors_that_differ, changed_before_backward, under_autocast, other_backends, modules,
+)  # fmt: skip
+
+
+def all_contexts(rank):
+    import cl_kernels.memory  # noqa: F401
+
+    for gather in BOTH:
+        for context in CONTEXTS:
+            try:
+                context(Ranks(rank), gather)
+            except BaseException as error:
+                raise AssertionError(f"{context.__name__}, {gather}") from error
+
+
+def test_contexts():
+    run(all_contexts, 2)
