@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-SUITES ?= benchmarks.losses benchmarks.search benchmarks.mining benchmarks.grad_cache
+SUITES ?= benchmarks.losses benchmarks.search benchmarks.mining benchmarks.grad_cache \
+	benchmarks.queue benchmarks.ranks
 VENV := .venv
 BIN := $(VENV)/bin
 
