@@ -188,7 +188,9 @@ def described_all(
     sharding: Sharding, given: Mapping[str, Any]
 ) -> tuple[Sequence[Entry], torch.device]:
     """What has to be the same of a call on every rank, where each keeps its rows."""
-    cut = {*sharding.rows, *sharding.own, *sharding.counting, *sharding.where}
+    cut = {*sharding.rows, *sharding.counting, *sharding.where}
+    own = (name for name in sharding.own if isinstance(x := given[name], Tensor) and x.dim() == 3)
+    cut |= {*own, *(sharding.own if sharding.apart(given) else ())}
     entries = [Entry(name, described(x, cut=name in cut)) for name, x in given.items()]
     return entries, device_of(given)
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from cl_kernels.pairs import PairFilter
 from cl_kernels.ranks.group import Ranks
+from cl_kernels.reading import readable
 
 Made = TypeVar("Made")
 
+_LOOKED_AT = 1 << 20
 _MOST = 96  # entries of a call: its arguments, and the tensors in them
 
 
@@ -34,12 +36,14 @@ class Entry(NamedTuple):
 
 
 def described(value: Any, *, cut: bool = False) -> str:
-    """What has to be the same of a value on every rank; ``cut``: not the number of its rows."""
+    """What has to be the same of a value on every rank; ``cut``: neither the number of its rows
+    nor what they hold."""
     if isinstance(value, Tensor):
         shape = ["rows", *value.shape[1:]] if cut else list(value.shape)
         trained = " that requires grad" if value.requires_grad else ""
         shown = ", ".join(map(str, shape))
-        return f"a {value.dtype} tensor [{shown}] on {value.device.type}{trained}"
+        held = "" if cut or not readable(value) else f" of checksum {_checksum(value)}"
+        return f"a {value.dtype} tensor [{shown}] on {value.device.type}{trained}{held}"
     if isinstance(value, PairFilter):
         return f"a filter that keeps {value.keep} ids"
     if isinstance(value, (tuple, list)):
@@ -49,6 +53,13 @@ def described(value: Any, *, cut: bool = False) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     return f"a {type(value).__name__}"
+
+
+def _checksum(x: Tensor) -> int:
+    """Of the first numbers: of bits, since no order of adding them up makes another."""
+    some = x.detach().reshape(-1)[:_LOOKED_AT].contiguous()
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
+    return int(some.view(bits).sum(dtype=torch.int64))
 
 
 def agree(

@@ -72,6 +72,7 @@ def disagreeing(rank):
                 call()
             assert "rank" in str(caught.value) or rank == 1, caught.value
             assert x.first.grad is None
+        cl.info_nce(x.first, x.second, x.queue + rank, gather=gather)  # a queue of its own
         clip(x, gather=gather).backward()  # the group is as good as before
         x.first.grad = x.second.grad = x.scale.grad = None
 
