@@ -56,7 +56,7 @@ def measure(batch: int, chunk: int | None, threads: int, repeats: int = 1) -> di
         if chunk is None:
             loss(encoder(query), encoder(key)).backward()
         else:
-            GradCache(encoder, loss, chunk_size=chunk)(query, key)
+            GradCache(encoder, loss, chunk_size=chunk).step(query, key)
 
     step(*torch.randint(VOCABULARY, (2, 2, TOKENS)))  # libraries loaded, gradients allocated
     inputs = torch.randint(VOCABULARY, (2, batch, TOKENS))

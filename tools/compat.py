@@ -47,6 +47,8 @@ TESTS = (
     "search/test_calls",
     "search/test_native",
     "grad_cache/test_replay",
+    "grad_cache/test_backward",
+    "grad_cache/test_refusals",
     "grad_cache/test_ddp",
 )
 

@@ -32,7 +32,7 @@ def grad_cache() -> dict[str, Any]:
         towers = [torch.nn.Linear(n, 32).to(device()) for n in (64, 48)]
         loss = cl_kernels.ClipLoss(normalize=True)
         if cached:
-            cl_kernels.GradCache(towers, loss, chunk_size=128)(x, y, logit_scale=20.0)
+            cl_kernels.GradCache(towers, loss, chunk_size=128).step(x, y, logit_scale=20.0)
         else:
             loss(towers[0](x), towers[1](y), logit_scale=20.0).backward()
         gradients.append([p.grad for tower in towers for p in tower.parameters()])

@@ -1,8 +1,8 @@
-"""Inputs that were computed from others: the graph above them is passed through once, at last."""
+"""Inputs that require gradients: what is above them gets its gradient once, when all is done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,22 +12,27 @@ from cl_kernels.grad_cache.replay import autocast_disabled
 
 
 class GraphAbove:
-    """Cuts tensors off their graphs and hands on the gradients that have gathered.
+    """Cuts tensors off what is above them and keeps both ends.
 
     Each chunk has a backward pass of its own, and only one of them could pass through a graph that
     they share.
+
+    Args:
+        cuts: Which tensors are cut off.
     """
 
-    def __init__(self) -> None:
-        self._cut: list[tuple[Tensor, Tensor]] = []  # tensors and their leaves
+    def __init__(self, cuts: Callable[[Tensor], bool]) -> None:
+        self._cuts = cuts
+        self.tensors: list[Tensor] = []
+        self.leaves: list[Tensor] = []  # of each of these the one in its place
 
     def cut(self, inputs: Any) -> Any:
-        """The inputs with a leaf in the place of every tensor that has a graph."""
+        """The inputs with a leaf in the place of every such tensor."""
         if isinstance(inputs, Mapping):
             return {key: self.cut(part) for key, part in inputs.items()}
         if isinstance(inputs, tuple):
             return tuple(self.cut(part) for part in inputs)
-        if isinstance(inputs, list) and any(map(_has_graph, inputs)):
+        if isinstance(inputs, list) and any(map(self._is_cut, inputs)):
             return [self.cut(sample) for sample in inputs]
         return self._cut_tensor(inputs)
 
@@ -35,19 +40,28 @@ class GraphAbove:
         """The same for keyword arguments of the loss: tensors only, containers keep their type."""
         return {name: self._cut_tensor(value) for name, value in options.items()}
 
-    def _cut_tensor(self, x: Any) -> Any:
-        if not _has_graph(x):
-            return x
-        self._cut.append((x, x.detach().requires_grad_()))
-        return self._cut[-1][1]
-
     def backward(self) -> None:
         """One backward pass from all that was cut and got a gradient."""
-        reached = [(x, leaf.grad) for x, leaf in self._cut if leaf.grad is not None]
+        ends = zip(self.tensors, self.leaves, strict=True)
+        reached = [(x, leaf.grad) for x, leaf in ends if leaf.grad is not None]
         if reached:
             with autocast_disabled():
                 torch.autograd.backward([x for x, _ in reached], [grad for _, grad in reached])
 
+    def _cut_tensor(self, x: Any) -> Any:
+        if not self._is_cut(x):
+            return x
+        self.tensors.append(x)
+        self.leaves.append(x.detach().requires_grad_())
+        return self.leaves[-1]
 
-def _has_graph(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.grad_fn is not None
+    def _is_cut(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and self._cuts(x)
+
+
+def has_graph(x: Tensor) -> bool:
+    return x.grad_fn is not None
+
+
+def requires_grad(x: Tensor) -> bool:
+    return x.requires_grad

@@ -74,7 +74,9 @@ def _parts(inputs: Any) -> Iterator[Any]:
 
 
 def tensors(inputs: Any) -> Iterator[Tensor]:
-    return (part for part in _parts(inputs) if isinstance(part, Tensor))
+    for part in _parts(inputs):
+        samples = part if isinstance(part, list) else (part,)
+        yield from (x for x in samples if isinstance(x, Tensor))
 
 
 def _count_rows(name: str, inputs: Any) -> int:
@@ -108,17 +110,15 @@ def _token_counts(mask: Tensor) -> Tensor:
 
 
 def _split_by_tokens(counts: Tensor, chunk_size: int, max_tokens: int) -> list[Chunk]:
-    """Rows in the order of their length, the longest first: little of a chunk is padding."""
+    """Rows in the order of their length, the longest first: little of a chunk is padding.
+
+    A row of more tokens than that is a chunk by itself.
+    """
     widths, order = counts.sort(descending=True, stable=True)
-    if widths[0] > max_tokens:
-        raise ValueError(
-            f"max_tokens: expected at least the {int(widths[0])} tokens of the longest sample, "
-            f"got {max_tokens}"
-        )
     chunks, begin = [], 0
     while begin < len(order):
         width = int(widths[begin])
-        rows = order[begin : begin + min(chunk_size, max_tokens // width)]
+        rows = order[begin : begin + min(chunk_size, max(1, max_tokens // width))]
         chunks.append(Chunk(rows, len(rows), width))
         begin += len(rows)
     return chunks

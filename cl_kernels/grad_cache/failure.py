@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cl_kernels.grad_cache.replay import ModuleState, RandomStates
 
 
 @contextmanager
-def undone_by_errors(states: Iterable[ModuleState], leaves: Iterable[Tensor]) -> Iterator[None]:
+def undone_by_errors(
+    states: Iterable[ModuleState], leaves: Iterable[Tensor] = ()
+) -> Iterator[None]:
     """Whatever ends the block: buffers and random numbers are as before, and no ``.grad`` is new.
 
     To put back a ``.grad`` that was there would take a copy of it.
@@ -30,12 +32,6 @@ def undone_by_errors(states: Iterable[ModuleState], leaves: Iterable[Tensor]) ->
         for x in without:
             x.grad = None
         raise
-
-
-def parameters(modules: Iterable[nn.Module | None]) -> Iterator[Tensor]:
-    for module in modules:
-        if module is not None:
-            yield from module.parameters()
 
 
 def check_finite(loss: Tensor, ddp: list[DistributedDataParallel]) -> None:

@@ -1,14 +1,19 @@
-"""What makes two forward passes the same, and two backward passes one reduction."""
+"""What makes two forward passes the same: random numbers, buffers, autocast, and what is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from cl_kernels.grad_cache.wrappers import ddp_parts
+
+_AUTOCAST_DEVICES = "cpu", "cuda"
 
 
 class RandomStates:
@@ -52,38 +57,96 @@ class ModuleState:
         self._broadcasts = [(ddp, ddp.require_forward_param_sync) for ddp in ddp_parts(module)]
 
     def restore(self) -> None:
-        with torch.no_grad():
-            for part, name, buffer, value in self._buffers:
-                setattr(part, name, buffer.copy_(value))  # the name may be bound to another by now
+        for part, name, buffer, value in self._buffers:
+            # Not a change to graphs that keep the buffer: all come back to what they kept.
+            buffer.data.copy_(value)
+            setattr(part, name, buffer)  # the name may be bound to another by now
         for ddp, broadcast in self._broadcasts:
             ddp.require_forward_param_sync = broadcast
 
 
-def module_of(function: Callable[..., Any]) -> nn.Module | None:
-    """The module that a function is, or is a method of."""
-    owner = getattr(function, "__self__", function)
-    return owner if isinstance(owner, nn.Module) else None
+class Autocast:
+    """The autocast that was on when this was made, for later and for other threads."""
+
+    def __init__(self) -> None:
+        self._states = {device: _autocast(device) for device in _AUTOCAST_DEVICES}
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for device, state in self._states.items():
+                if state != _autocast(device):
+                    stack.enter_context(torch.autocast(device, *state))
+            yield
 
 
-def ddp_parts(module: nn.Module | None) -> list[DistributedDataParallel]:
-    if module is None:
-        return []
-    return [part for part in module.modules() if isinstance(part, DistributedDataParallel)]
-
-
-@contextmanager
-def no_sync(modules: list[DistributedDataParallel]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(module.no_sync())
-        yield
+def _autocast(device: str) -> tuple[torch.dtype | None, bool, bool | None]:
+    """The arguments of ``torch.autocast``, those that matter."""
+    if not torch.is_autocast_enabled(device):
+        return None, False, None
+    return torch.get_autocast_dtype(device), True, torch.is_autocast_cache_enabled()
 
 
 @contextmanager
 def autocast_disabled() -> Iterator[None]:
     """For backward passes, which take the types of their forward pass."""
     with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
+        for device in _AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+class Unchanged:
+    """What a second encoding reads, with the versions that the first has read.
+
+    Args:
+        read: Tensors. Of parameters an optimizer's steps are noted too: fused ones leave no trace
+            in versions.
+    """
+
+    def __init__(self, read: Sequence[Tensor] = ()) -> None:
+        # Tensors of inference mode, which cannot be trained, have no version.
+        self._read = [(x, x._version) for x in read if not x.is_inference()]
+        stepped = self._stepped = []
+        known = {id(x) for x in read if x.requires_grad}
+
+        def note(optimizer: Optimizer, *_: Any) -> None:
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            if any(p.grad is not None and id(p) in known for p in held):
+                stepped.append(type(optimizer).__name__)
+
+        self._noting = register_optimizer_step_pre_hook(note) if known else None
+
+    def check(self, describe: Callable[[Tensor], str]) -> None:
+        for name in self._stepped:
+            raise RuntimeError(
+                f"encoders: expected the parameters that the loss was computed with, got a step of "
+                f"{name} since; backward() encodes again, so it must come before optimizer.step()"
+            )
+        for x, version in self._read:
+            if x._version != version:
+                raise RuntimeError(
+                    f"{describe(x)}: expected as it was when the loss was computed, got it changed "
+                    "in place since; backward() encodes again, so it must come before that"
+                )
+
+    def __del__(self) -> None:
+        if self._noting is not None:
+            self._noting.remove()
+
+
+def trained_leaves(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that a backward pass from these tensors would give gradients to."""
+    nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    seen, leaves = set(nodes), []
+    while nodes:
+        node = nodes.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves.append(leaf)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return leaves

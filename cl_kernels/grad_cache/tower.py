@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cl_kernels.checks import readable
-from cl_kernels.grad_cache.chunks import Chunk, as_index, take
-from cl_kernels.grad_cache.replay import (
-    RandomStates,
-    autocast_disabled,
-    ddp_parts,
-    module_of,
-    no_sync,
-)
+from cl_kernels.grad_cache.chunks import Chunk, as_index, take, tensors
+from cl_kernels.grad_cache.replay import RandomStates, autocast_disabled, trained_leaves
+from cl_kernels.grad_cache.wrappers import ddp_parts, module_of, no_sync
 
 # Kernels with and without a graph differ by roundings; other random numbers differ by more.
 REPLAY_TOLERANCE = 0.05
 
 GetEmbedding = Callable[[Any, Any], Any]
+Propagate = Callable[[list[Tensor], list[Tensor]], None]
 
 
 class Tower:
-    """``embeddings`` are leaves: for each tensor that the encoder returns, that of all rows."""
+    """An encoder with its input, cut into chunks.
+
+    Args:
+        index: The input's number among those of the call.
+        encoder, inputs, chunks: What encodes, and what of.
+        get_embedding, device, embedding_device: As for ``GradCache``.
+        must_check: That encoding is replayed, even if that waits for a GPU.
+    """
 
     def __init__(
         self,
-        name: str,
+        index: int,
         encoder: Callable[..., Any],
         inputs: Any,
         chunks: list[Chunk],
@@ -41,64 +44,100 @@ class Tower:
     ) -> None:
         self.module = module_of(encoder)
         self.ddp = ddp_parts(self.module)
+        self.name, self.input_name = f"encoders[{index}]", f"inputs[{index}]"
         if any(ddp.static_graph for ddp in self.ddp):
             raise ValueError(
-                f"{name}: expected DistributedDataParallel without static_graph, as some backward "
-                "passes leave out the reduction, got one with it"
+                f"{self.name}: expected DistributedDataParallel without static_graph, as some "
+                "backward passes leave out the reduction, got one with it"
             )
-        self.name = name
         self.chunks = chunks
-        self.embeddings: tuple[Tensor, ...] = ()
+        self.requiring: list[bool] = []  # grad, of the tensors that the encoder returns
+        self.leaves: list[Tensor] = []  # all that may be trained by it
+        self._encoding: list[Tensor] = []  # parameters that encode
         self._encoder = encoder
         self._inputs = inputs
         self._get_embedding = get_embedding
         self._device = device
         self._embedding_device = embedding_device
-        self._must_check = must_check  # that encoding is replayed, even if that waits for a GPU
+        self._must_check = must_check
         self._random_states = RandomStates(len(chunks))
+        self._first: tuple[Tensor, ...] = ()  # embeddings of the first chunk, to be compared
 
     @property
     def trained(self) -> bool:
-        return any(x.requires_grad for x in self.embeddings)
+        return any(self.requiring)
 
-    @property
-    def has_gradients(self) -> bool:
-        return any(x.grad is not None for x in self.embeddings)
-
-    def encode_all(self) -> None:
-        """Fills ``embeddings``.
+    def encode_all(self) -> tuple[Tensor, ...]:
+        """For each tensor that the encoder returns, that of all rows, without a graph.
 
         The first chunk gets a graph, dropped at once, which tells what is trained: a frozen
         encoder runs only once.
         """
-        with_grad = torch.is_grad_enabled()
         with no_sync(self.ddp):
-            self._encode_into_place(0)
-            if with_grad and not self.trained:
-                self._check_frozen()
+            self._random_states.save(0)
+            outputs = self._encode(self.chunks[0])
+            self._look_at(outputs)
+            wholes = tuple(self._whole_like(x) for x in outputs)
+            self._put(self.chunks[0], outputs, wholes)
+            del outputs
             with torch.no_grad():
-                for number in range(1, len(self.chunks)):
-                    self._encode_into_place(number)
+                for number, chunk in enumerate(self.chunks[1:], 1):
+                    self._random_states.save(number)
+                    self._put(chunk, self._encode(chunk), wholes)
+        return wholes
 
-    def backward(self, number: int) -> None:
+    def backward(
+        self, number: int, gradients: Sequence[Tensor | None], propagate: Propagate
+    ) -> None:
         """Encodes a chunk again and propagates its part of the embeddings' gradients.
 
-        If the loss detached all the embeddings it only encodes, for the sake of buffers.
+        Without gradients it only encodes, for the sake of buffers.
         """
         chunk = self.chunks[number]
         self._random_states.restore(number)
         outputs = self._encode(chunk)
         if number == 0:
             self._check_replayed(outputs)
-        roots, gradients = [], []
-        for whole, output in zip(self.embeddings, outputs, strict=True):
-            if whole.grad is not None:
+        roots, seeds = [], []
+        for output, whole in zip(outputs, gradients, strict=True):
+            if whole is not None:
                 roots.append(output)
-                rows = as_index(chunk.rows, whole.device)
-                gradients.append(whole.grad[rows].to(output.device))
+                seeds.append(whole[as_index(chunk.rows, whole.device)].to(output.device))
         if roots:
             with autocast_disabled():
-                torch.autograd.backward(roots, gradients)
+                propagate(roots, seeds)
+
+    def read(self) -> Iterator[Tensor]:
+        """What the second encoding reads again: inputs, and parameters as far as they are known."""
+        yield from tensors(self._inputs)
+        yield from self._encoding
+
+    def describe(self, x: Tensor) -> str:
+        """The name of something that was read."""
+        if any(x is part for part in tensors(self._inputs)):
+            return self.input_name
+        named = () if self.module is None else self.module.named_parameters()
+        names = [f"parameter {name!r}" for name, parameter in named if parameter is x]
+        return f"{self.name}: {next(iter(names), f'a parameter of shape {list(x.shape)}')}"
+
+    def _look_at(self, outputs: tuple[Tensor, ...]) -> None:
+        """Tells from the first chunk's outputs what is trained, and what a replay must equal."""
+        self.requiring = [x.requires_grad for x in outputs]
+        if not torch.is_grad_enabled():
+            return
+        if not self.trained:
+            self._check_frozen()
+            return
+        if isinstance(self._encoder, nn.Module):
+            self._encoding = list(self._encoder.parameters())
+        else:  # perhaps a part of a module, beside which others may change
+            self._encoding = trained_leaves(outputs)
+        known = self._encoding
+        if self.module is not None and self.module is not self._encoder:
+            known = self.module.parameters()
+        self.leaves = [x for x in known if x.requires_grad]
+        if self._must_check or any(map(readable, outputs)):
+            self._first = tuple(x.detach().clone() for x in outputs)
 
     def _encode(self, chunk: Chunk) -> tuple[Tensor, ...]:
         inputs = take(self._inputs, chunk, self._device)
@@ -113,21 +152,15 @@ class Tower:
             self._check_embedding(x, chunk.size)
         return outputs
 
-    def _encode_into_place(self, number: int) -> None:
-        chunk = self.chunks[number]
-        self._random_states.save(number)
-        outputs = self._encode(chunk)
-        if not self.embeddings:
-            self.embeddings = tuple(self._leaf_like(x) for x in outputs)
-        self._check_alike(outputs)
+    def _put(self, chunk: Chunk, outputs: tuple[Tensor, ...], wholes: tuple[Tensor, ...]) -> None:
+        self._check_alike(outputs, wholes)
         with torch.no_grad():
-            for whole, output in zip(self.embeddings, outputs, strict=True):
+            for whole, output in zip(wholes, outputs, strict=True):
                 whole[as_index(chunk.rows, whole.device)] = output.to(whole.device)
 
-    def _leaf_like(self, x: Tensor) -> Tensor:
+    def _whole_like(self, x: Tensor) -> Tensor:
         shape = sum(chunk.size for chunk in self.chunks), *x.shape[1:]
-        device = self._embedding_device or x.device
-        return torch.empty(shape, dtype=x.dtype, device=device, requires_grad=x.requires_grad)
+        return torch.empty(shape, dtype=x.dtype, device=self._embedding_device or x.device)
 
     def _check_embedding(self, x: Any, rows: int) -> None:
         if not isinstance(x, Tensor):
@@ -143,10 +176,10 @@ class Tower:
                 f"{rows} samples, got shape {list(x.shape)}"
             )
 
-    def _check_alike(self, outputs: tuple[Tensor, ...]) -> None:
+    def _check_alike(self, outputs: tuple[Tensor, ...], wholes: tuple[Tensor, ...]) -> None:
         expected, got = (
-            ", ".join(f"{list(x.shape[1:])} {x.dtype}" for x in tensors)
-            for tensors in (self.embeddings, outputs)
+            ", ".join(f"{list(x.shape[1:])} {x.dtype}" for x in found)
+            for found in (wholes, outputs)
         )
         if got != expected:
             raise ValueError(
@@ -163,11 +196,8 @@ class Tower:
             )
 
     def _check_replayed(self, outputs: tuple[Tensor, ...]) -> None:
-        for whole, output in zip(self.embeddings, outputs, strict=True):
-            if not (self._must_check or readable(output)):
-                continue
-            first = whole.detach()[self.chunks[0].rows].to(output.device).float()
-            error, size = (output.detach().float() - first).norm(), first.norm()
+        for first, output in zip(self._first, outputs, strict=False):
+            error, size = (output.detach().float() - first.float()).norm(), first.float().norm()
             # A first encoding that is not finite has nothing to be repeated.
             if not ((error <= REPLAY_TOLERANCE * size) | ~size.isfinite()):
                 raise RuntimeError(

@@ -136,7 +136,7 @@ class Trainer:
     def _backward(self, texts: list[Tensor], chosen: Tensor) -> float:
         groups = self.pairs.groups[chosen].to(self.device)
         if self.config.chunk:
-            return self.cache(*texts, groups=groups).item()
+            return self.cache.step(*texts, groups=groups).item()
         loss = self._contrast(*(self.encoder(ids) for ids in texts), groups=groups)
         loss.backward()
         return loss.item()

@@ -110,7 +110,7 @@ class Trainer:
         if self.config.chunk:
             try:
                 with self._autocast():
-                    return self.cache(view_0, view_1, groups=groups).item()
+                    return self.cache.step(view_0, view_1, groups=groups).item()
             except FloatingPointError:
                 return math.nan
         with self._autocast():

@@ -117,10 +117,10 @@ def test_no_synchronisation_by_a_gradient_cache():
     mask = (torch.arange(7) <= torch.arange(20)[:, None] % 7).long()  # on the host, as chunks are
     texts = {"ids": torch.randint(50, (20, 7), device=DEVICE), "attention_mask": mask}
     scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
-    cache(texts, texts, logit_scale=scale)
+    cache.step(texts, texts, logit_scale=scale)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        cache(texts, texts, logit_scale=scale)
+        cache.step(texts, texts, logit_scale=scale)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -13,42 +13,22 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from catalogue import textbook
 from cl_kernels.grad_cache import GradCache
-
-RANKS, ROWS, WIDTH = 2, 10, 6  # rows of each rank
-EXACT = {"rtol": 1e-11, "atol": 1e-14}
+from python_tests.grad_cache import further_ranks
+from python_tests.grad_cache.ranks import (
+    EXACT,
+    RANKS,
+    WIDTH,
+    Loss,
+    check_gradients,
+    data,
+    encoder,
+    reductions,
+    whole_batch,
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or not dist.is_available(), reason="needs gloo"
 )
-
-
-def encoder():
-    return nn.Sequential(nn.Linear(WIDTH, 12), nn.Tanh(), nn.Linear(12, 5)).double()
-
-
-class AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(RANKS)]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        dist.all_reduce(grad)
-        return grad[dist.get_rank() * ROWS :][:ROWS]
-
-
-class Loss(nn.Module):
-    """InfoNCE on the embeddings of all ranks, with a learned temperature."""
-
-    def __init__(self):
-        super().__init__()
-        self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
-
-    def forward(self, x, y):
-        x, y = AllGather.apply(x), AllGather.apply(y)
-        return textbook.info_nce(x, y, temperature=self.temperature)
 
 
 class Centred(nn.Module):
@@ -64,40 +44,6 @@ class Centred(nn.Module):
         return self.encoder(x - self.center)
 
 
-def data(rank):
-    """This rank's rows, and those of all ranks."""
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(2, RANKS * ROWS, WIDTH, dtype=torch.float64, generator=generator)
-    mine = slice(rank * ROWS, (rank + 1) * ROWS)
-    return (x[mine], y[mine]), (x, y)
-
-
-def whole_batch(encoders, loss, inputs):
-    """Gradients of one process that holds all the rows."""
-    encoders, loss = copy.deepcopy((encoders, loss))
-    x, y = (f(x) for f, x in zip(encoders, inputs, strict=True))
-    textbook.info_nce(x, y, temperature=loss.temperature).backward()
-    return [p.grad for module in (*dict.fromkeys(encoders), loss) for p in module.parameters()]
-
-
-def reductions(ddp):
-    """Grows by one name whenever a bucket of gradients is reduced."""
-    counted = []
-
-    def hook(_, bucket):
-        counted.append(bucket.index())
-        work = dist.all_reduce(bucket.buffer().div_(RANKS), async_op=True)
-        return work.get_future().then(lambda future: future.value()[0])
-
-    ddp.register_comm_hook(None, hook)
-    return counted
-
-
-def check_gradients(modules, expected):
-    got = [p.grad for module in modules for p in module.parameters()]
-    torch.testing.assert_close(got, expected, **EXACT)
-
-
 def shared_encoder(rank):
     """Ranks need not have the same number of chunks."""
     mine, everything = data(rank)
@@ -105,7 +51,7 @@ def shared_encoder(rank):
     expected = whole_batch([module, module], loss, everything)
     ddp, ddp_loss = DDP(module), DDP(loss)
     counted = reductions(ddp)
-    GradCache(ddp, ddp_loss, chunk_size=3 + 2 * rank)(*mine)
+    GradCache(ddp, ddp_loss, chunk_size=3 + 2 * rank).step(*mine)
     check_gradients([ddp, ddp_loss], expected)
     assert len(counted) == 1
 
@@ -117,7 +63,7 @@ def two_encoders(rank):
     expected = whole_batch(modules, loss, everything)
     first, second = DDP(modules[0]), nn.Sequential(DDP(modules[1]), nn.Identity())
     counted = reductions(first), reductions(second[0])
-    GradCache([first, second], DDP(loss), chunk_size=4)(*mine)
+    GradCache([first, second], DDP(loss), chunk_size=4).step(*mine)
     check_gradients([first, second, loss], expected)
     assert [len(c) for c in counted] == [1, 1]
 
@@ -130,9 +76,9 @@ def accumulation(rank):
     counted = reductions(ddp)
     cache = GradCache(ddp, ddp_loss, chunk_size=4, accumulation_steps=2)
     with ddp.no_sync(), ddp_loss.no_sync():
-        cache(*mine)
+        cache.step(*mine)
     assert len(counted) == 0
-    cache(*mine)
+    cache.step(*mine)
     assert len(counted) == 1
     check_gradients([ddp, ddp_loss], expected)  # twice the same batch, each counted half
 
@@ -147,7 +93,9 @@ def detached_side(rank):
     counted = reductions(ddp)
     for _ in range(2):
         ddp.zero_grad()
-        GradCache(ddp, lambda x, y: loss(x, y.detach()), chunk_size=4)(*mine)
+        GradCache(ddp, lambda x, y: loss(x, y.detach()), chunk_size=4, allow_unused=True).step(
+            *mine
+        )
     check_gradients([ddp], [p.grad for p in single.parameters()])
     assert len(counted) == 2
 
@@ -157,12 +105,12 @@ def buffers(rank):
     (x, y), _ = data(rank)
     ddp, loss = DDP(Centred()), Loss()
     cache = GradCache(ddp, loss, chunk_size=5)
-    cache(x, y)
+    cache.step(x, y)
     twin = copy.deepcopy(ddp.module)
     dist.broadcast(twin.center, src=0)
     ddp.zero_grad()
     twin.zero_grad()
-    cache(y, x)
+    cache.step(y, x)
     embeddings = [torch.cat([twin(part) for part in side.split(5)]) for side in (y, x)]
     loss(*embeddings).backward()
     for p in twin.parameters():
@@ -174,7 +122,7 @@ def buffers(rank):
 def static_graph(rank):
     mine, _ = data(rank)
     with pytest.raises(ValueError, match=r"encoders\[0\]: expected .* without static_graph"):
-        GradCache(DDP(encoder(), static_graph=True), Loss(), chunk_size=4)(*mine)
+        GradCache(DDP(encoder(), static_graph=True), Loss(), chunk_size=4).step(*mine)
 
 
 def a_loss_that_is_not_finite(rank):
@@ -186,7 +134,7 @@ def a_loss_that_is_not_finite(rank):
         cache = GradCache(ddp, lambda x, y, bad=bad: spoiled(x, y, rank == bad), chunk_size=4)
         for context in (nullcontext(), ddp.no_sync()):
             with context, pytest.raises(FloatingPointError, match=f"loss: expected .*{said}"):
-                cache(x, y)
+                cache.step(x, y)
             assert all(p.grad is None for p in ddp.parameters())
     shared_encoder(rank)
 
@@ -204,6 +152,7 @@ SCENARIOS = [
     buffers,
     static_graph,
     a_loss_that_is_not_finite,
+    *further_ranks.SCENARIOS,
 ]
 
 

@@ -46,7 +46,7 @@ def test_an_encoder_that_fails_in_either_pass(call, error):
     buffers, random_state = copy.deepcopy(dict(module.named_buffers())), torch.get_rng_state()
     objects = [id(buffer) for buffer in module.buffers()]
     with pytest.raises(type(error)):
-        GradCache(module, loss_function, chunk_size=CHUNK)(x, y, temperature=scale)
+        GradCache(module, loss_function, chunk_size=CHUNK).step(x, y, temperature=scale)
     torch.testing.assert_close(dict(module.named_buffers()), buffers, rtol=0, atol=0)
     assert [id(buffer) for buffer in module.buffers()] == objects
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -54,11 +54,38 @@ def test_an_encoder_that_fails_in_either_pass(call, error):
     assert module.training and all(part.training for part in module.modules())
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("call", [2 * CHUNKS + 1, 3 * CHUNKS + 2])
+def test_a_backward_pass_that_fails(error, call):
+    """Buffers and random numbers are as it found them, whatever came in between."""
+    module, x, y = Failing(call, error), batch().requires_grad_(), batch()
+    loss = GradCache(module, loss_function, chunk_size=CHUNK)(x, y)
+    module.encoder[0](batch())
+    torch.rand(3)
+    buffers, random_state = copy.deepcopy(dict(module.named_buffers())), torch.get_rng_state()
+    with pytest.raises(type(error)):
+        loss.backward()
+    torch.testing.assert_close(dict(module.named_buffers()), buffers, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in (*module.parameters(), x))
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+
+def test_a_backward_pass_of_a_function_that_fails():
+    """Its parameters are known from its graph."""
+    module = Failing(CHUNKS + 2, ZeroDivisionError())
+    loss = GradCache(lambda x: module(x), lambda x: x.sum(), chunk_size=CHUNK)(batch())
+    with pytest.raises(ZeroDivisionError):
+        loss.backward()
+    assert gradients(module) == [None] * len(list(module.parameters()))
+
+
 def test_without_grad_a_failure_is_undone_as_well():
     module, x = Failing(CHUNKS, ZeroDivisionError()), batch()
     buffers, random_state = copy.deepcopy(dict(module.named_buffers())), torch.get_rng_state()
     with torch.no_grad(), pytest.raises(ZeroDivisionError):
-        GradCache(module, loss_function, chunk_size=CHUNK)(x)
+        GradCache(module, loss_function, chunk_size=CHUNK).step(x)
     torch.testing.assert_close(dict(module.named_buffers()), buffers, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -69,7 +96,7 @@ def test_gradients_that_were_there_stay():
     for p, grad in zip(module.parameters(), before, strict=True):
         p.grad = grad
     with pytest.raises(ZeroDivisionError):
-        GradCache(module, lambda x: x.sum(), chunk_size=CHUNK)(batch())
+        GradCache(module, lambda x: x.sum(), chunk_size=CHUNK).step(batch())
     assert all(p.grad is g for p, g in zip(module.parameters(), before, strict=True))
 
 
@@ -78,12 +105,12 @@ def test_a_step_after_a_failed_one_is_as_the_first_would_have_been():
     twin = copy.deepcopy(module)
     twin.call = None
     torch.manual_seed(5)
-    GradCache(twin, loss_function, chunk_size=CHUNK)(x, y)
+    GradCache(twin, loss_function, chunk_size=CHUNK).step(x, y)
     torch.manual_seed(5)
     cache = GradCache(module, loss_function, chunk_size=CHUNK)
     with pytest.raises(ZeroDivisionError):
-        cache(x, y)
-    cache(x, y)
+        cache.step(x, y)
+    cache.step(x, y)
     torch.testing.assert_close(gradients(module), gradients(twin), **EXACT)
 
 
@@ -125,7 +152,7 @@ def test_gradients_pass_once_through_the_graph_above(form):
     trunk.passes = 0
     x, scale = inputs_and_scale()
     given = {"tensor": x, "tuple": (x,), "mapping": {"x": x}, "list": list(x.unbind())}[form]
-    GradCache(encode, loss_function, chunk_size=CHUNK)(given, given, y, temperature=scale)
+    GradCache(encode, loss_function, chunk_size=CHUNK).step(given, given, y, temperature=scale)
     torch.testing.assert_close(gradients(trunk, module), expected, **EXACT)
     assert trunk.passes == 1
 
@@ -140,7 +167,7 @@ def test_keyword_arguments_of_the_loss_keep_their_type():
 
     loss(module(y), lists, trunk(y)[:, :5]).backward()
     expected = gradients(trunk, module)
-    GradCache(module, loss, chunk_size=CHUNK)(y, positives=lists, weight=trunk(y)[:, :5])
+    GradCache(module, loss, chunk_size=CHUNK).step(y, positives=lists, weight=trunk(y)[:, :5])
     torch.testing.assert_close(gradients(trunk, module), expected, **EXACT)
 
 
@@ -148,12 +175,12 @@ def test_a_frozen_encoder_on_top_of_a_trained_trunk():
     trunk, module, y = Trunk(), encoder().requires_grad_(False), batch()
     loss_function(module(trunk(y)), module(y)).backward()
     expected = gradients(trunk)
-    GradCache(module, loss_function, chunk_size=CHUNK)(trunk(y), y)
+    GradCache(module, loss_function, chunk_size=CHUNK).step(trunk(y), y)
     torch.testing.assert_close(gradients(trunk), expected, **EXACT)
 
 
 def test_a_failed_step_sends_nothing_into_the_graph_above():
     trunk, module = Trunk(), Failing(2 * CHUNKS, ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        GradCache(module, lambda x: x.sum(), chunk_size=CHUNK)(trunk(batch()))
+        GradCache(module, lambda x: x.sum(), chunk_size=CHUNK).step(trunk(batch()))
     assert trunk.passes == 0 and gradients(trunk) == [None, None]

@@ -27,7 +27,7 @@ def test_randomness_that_is_not_replayed():
 
     message = re.escape("encoders[0]: expected the same embeddings from encoding a chunk again")
     with pytest.raises(RuntimeError, match=message):
-        GradCache(noisy, loss_function, chunk_size=CHUNK)(batch(), batch())
+        GradCache(noisy, loss_function, chunk_size=CHUNK).step(batch(), batch())
     assert gradients(module) == [None] * 4
 
 
@@ -41,22 +41,22 @@ def test_a_replay_that_is_no_number():
         return whole if len(calls) <= first else whole * torch.nan
 
     with pytest.raises(RuntimeError, match="expected the same embeddings"):
-        GradCache(broken, loss_function, chunk_size=CHUNK)(batch(), batch())
+        GradCache(broken, loss_function, chunk_size=CHUNK).step(batch(), batch())
 
 
 def test_a_step_reads_nothing_back_from_its_device():
     """As on a GPU, where that would wait: what is on the meta device cannot be read."""
     module = encoder(dropout=0.3)
     cache = GradCache(module, cl_kernels.nt_xent, chunk_size=CHUNK)
-    cache(batch(), batch())  # the first time it is checked that encodings repeat themselves
+    cache.step(batch(), batch())  # the first time it is checked that encodings repeat themselves
     module.to("meta")
     x, y = batch().to("meta"), batch().to("meta")
-    assert cache(x, y).is_meta and all(g.is_meta for g in gradients(module))
+    assert cache.step(x, y).is_meta and all(g.is_meta for g in gradients(module))
     unreadable = pytest.raises(RuntimeError, match="on meta tensors")
     with cl_kernels.debug_checks(), unreadable:
-        cache(x, y)
+        cache.step(x, y)
     with unreadable:
-        GradCache(module, cl_kernels.nt_xent, chunk_size=CHUNK)(x, y)
+        GradCache(module, cl_kernels.nt_xent, chunk_size=CHUNK).step(x, y)
 
 
 def test_an_interruption_leaves_random_state_and_missing_gradients_as_before():
@@ -71,5 +71,5 @@ def test_an_interruption_leaves_random_state_and_missing_gradients_as_before():
     x = batch()
     expected = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        GradCache(interrupted, lambda x: F.normalize(x).sum(), chunk_size=CHUNK)(x)
+        GradCache(interrupted, lambda x: F.normalize(x).sum(), chunk_size=CHUNK).step(x)
     assert torch.equal(torch.get_rng_state(), expected)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from catalogue import textbook
+from cl_kernels.grad_cache import GradCache
 
 ROWS, WIDTH, CHUNK = 22, 6, 4  # four chunks of 4 rows, two of 3
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -16,6 +17,11 @@ def encoder(dropout=0.0, dtype=torch.float64):
 
 def batch(rows=ROWS, width=WIDTH):
     return torch.randn(rows, width, dtype=torch.float64)
+
+
+def cached(*encoders, loss=None, **settings):
+    towers = list(encoders) if len(encoders) > 1 else encoders[0]
+    return GradCache(towers, loss or loss_function, **{"chunk_size": CHUNK} | settings)
 
 
 def gradients(*modules):
