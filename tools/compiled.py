@@ -154,20 +154,20 @@ def _compile(task: Task) -> Compiled:
 
 
 def tasks(arch: int, representative: bool = False) -> Iterator[Task]:
-    """The configurations of an architecture; ``representative``: of each kernel's lines the last
-    use only, which masks and filters most and takes the most registers; on sm_90 also that of half
-    types with every option, elsewhere the last line alone of each family and type."""
+    """The configurations of an architecture; ``representative``: of each kernel's lines of a
+    family, type and precision the last use of the widest, which masks and filters most and takes
+    the most registers, and on sm_90 that of half types with every option."""
     variants = _variants(arch)
     places = range(len(variants))
     if representative:
         last = {
             (_table_line(v), v.narrow): place for v, place in zip(variants, places, strict=True)
         }
-        if arch == 90:
-            places = [place for (line, narrow), place in last.items() if not narrow or line.half]
-        else:
-            wide = ((line, place) for (line, narrow), place in last.items() if not narrow)
-            places = {(x.kernel, x.family, x.half): place for x, place in wide}.values()
+        places = {
+            (line.kernel, line.family, line.half, line.precision, narrow): place
+            for (line, narrow), place in last.items()
+            if not narrow or (arch == 90 and line.half)
+        }.values()
     yield from (Task(arch, place) for place in places)
 
 

@@ -1,9 +1,9 @@
 """Every kernel compiles for every architecture: no spills, shared memory that a block may have,
 and the architecture's matrix instruction. Needs Triton and no GPU.
 
-For sm_90 of each kernel and line of the table the use that takes the most registers is compiled
-here, and of half types that with every option; for the others of each kernel and type one line.
-``make kernels`` compiles every use.
+Of each kernel, type and precision the use that takes the most registers is compiled here, at the
+widest line of the table, and for sm_90 of half types that with every option. ``make kernels``
+compiles every use of every line: run it when a kernel or the table has changed.
 """
 
 from dataclasses import replace
