@@ -3,19 +3,17 @@
 ``python -m examples.simclr.arm JOB`` prints one JSON object; JOB is JSON as ``run`` takes it.
 """
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from examples.common.guards import one_line
+from examples.common.images.data import load
+from examples.common.images.memory import PeakMemory
 from examples.common.lock import hold
+from examples.common.process import answer
 from examples.simclr.config import Config
-from examples.simclr.data import load
-from examples.simclr.memory import PeakMemory
 from examples.simclr.train import Trainer
 
 WARM_UP = 32  # pairs
@@ -53,7 +51,4 @@ def run(config: dict[str, Any], root: str | None, out: str | None) -> dict[str, 
 
 
 if __name__ == "__main__":
-    try:
-        print(json.dumps(run(**json.loads(sys.argv[1]))))
-    except Exception as error:
-        sys.exit(one_line(error))
+    answer(run)

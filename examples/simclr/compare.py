@@ -1,7 +1,6 @@
 """The eager loss at the largest batch that a memory budget allows, beside ours at the one asked."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,21 +9,17 @@ from typing import Any
 
 from examples.common import checkpoint
 from examples.common.fingerprint import fingerprint
+from examples.common.images.data import Images
+from examples.common.images.evaluate import encode, evaluate
+from examples.common.images.memory import show_size
+from examples.common.process import ask, finished
 from examples.simclr.config import Config
-from examples.simclr.data import Images
-from examples.simclr.evaluate import encode, evaluate
-from examples.simclr.memory import show_size
 from examples.simclr.model import make_model
 from examples.simclr.train import Trainer
 
 SMALLEST = 64  # pairs
 BISECTIONS = 2
-ROOT = Path(__file__).parents[2]
 COLUMNS = ("eager", "cl_kernels")
-
-
-class ArmError(Exception):
-    """A side of the comparison could not be run; the message says why."""
 
 
 def compare(config: Config, images: Images, root: Path | None, folder: Path, budget: int) -> str:
@@ -106,7 +101,7 @@ def _train(config: Config, images: Images, root: Path | None, folder: Path) -> d
     done = out / "arm.json"
     data = fingerprint([images.train, images.train_groups, images.heldout, images.heldout_labels])
     settings = asdict(config) | {"images_sha256": data}
-    if (result := _finished(done)) and result["settings"] == settings:
+    if (result := finished(done)) and result["settings"] == settings:
         return result
     result = {"settings": settings, **_arm(config, root, out)}
     model = make_model(config, images.train.shape[1])
@@ -117,22 +112,10 @@ def _train(config: Config, images: Images, root: Path | None, folder: Path) -> d
     return result
 
 
-def _finished(done: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote; None where it was killed before or meanwhile."""
-    try:
-        return json.loads(done.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _arm(config: Config, root: Path | None, out: Path | None = None) -> dict[str, Any]:
     job = {
         "config": asdict(config),
         "root": root and str(root.resolve()),
         "out": out and str(out.resolve()),
     }
-    command = [sys.executable, "-m", "examples.simclr.arm", json.dumps(job)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # bar on stderr
-    if done.returncode:
-        raise ArmError(f"the {config.loss} side failed; its message is above")
-    return json.loads(done.stdout)
+    return ask("examples.simclr.arm", job, f"the {config.loss} side")

@@ -1,35 +1,20 @@
-"""The training loop: two views of each image, one loss, one checkpoint an epoch."""
+"""SimCLR's step, with and without chunks."""
 
 import math
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cl_kernels import GradCache
-from examples.common import checkpoint
-from examples.common.fingerprint import fingerprint
-from examples.common.guards import check_finite, check_finite_weights
-from examples.simclr.augment import make_augmentation
-from examples.simclr.collapse import embedding_health, warning
+from examples.common.images.memory import LossFacts, LossSize
+from examples.common.images.networks import Tower
+from examples.common.images.train import Trainer as ImageTrainer
 from examples.simclr.config import Config
-from examples.simclr.data import as_float
-from examples.simclr.groups import Partners
 from examples.simclr.loss import make_loss
-from examples.simclr.model import SimCLR, make_model
-from examples.simclr.optim import make_optimizer, make_scheduler
-
-Monitor = Callable[[SimCLR], dict[str, float]]
-Log = Callable[[int, dict[str, float]], None]  # step, values by name
+from examples.simclr.model import make_model
 
 
-class Trainer:
+class Trainer(ImageTrainer):
     """A run that can be saved and resumed between any two epochs.
 
     Args:
@@ -39,187 +24,45 @@ class Trainer:
             image of its group, and images of one group are no negatives of each other.
     """
 
-    kind = "SimCLR"  # of its checkpoints
+    kind = "SimCLR"
+    config: Config
 
     def __init__(self, config: Config, images: Tensor, groups: Tensor | None = None) -> None:
-        self.steps = len(images) // config.batch_size  # an epoch's; the incomplete batch is left
-        if self.steps == 0:
-            raise ValueError(f"batch_size {config.batch_size} exceeds {len(images)} images")
-        self.config = config
-        self.images = images
-        self.groups = groups
-        self.fingerprint = fingerprint([images, groups])
-        self.partners = None if groups is None else Partners(groups)
-        self.device = torch.device(config.device)
-        self.model = make_model(config, images.shape[1])
-        self.augmentation = make_augmentation(config.data, config.image_size)
+        super().__init__(config, images, groups)
         self.loss = make_loss(config.loss, config.temperature)
         self.cache = GradCache(self.model, self._contrast, chunk_size=config.chunk or len(images))
-        self.optimizer = make_optimizer(self.model, config)
-        self.scheduler = make_scheduler(self.optimizer, config.epochs * self.steps, config.warmup)
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.history: list[dict[str, float]] = []
-        self.health: dict[str, float] = {}  # of the epoch's last batch
-        self.seconds = 0.0
-        self.saved: Path | None = None  # the last good checkpoint
 
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history)
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return float(self.scheduler.get_last_lr()[0])
-
-    def train_epoch(self, after_step: Callable[[float], Any] = lambda loss: None) -> None:
-        """One pass over the images in a new order."""
-        began = time.perf_counter()
-        self.model.train()
-        rate, total = self.rate, 0.0
-        order = torch.randperm(len(self.images), generator=self.order)
-        batches = order.split(self.config.batch_size)[: self.steps]
-        for chosen in batches:
-            loss = self.train_step(chosen)
-            total += loss
-            after_step(loss)
-        check_finite_weights(self.model, self.scheduler.last_epoch, batches[-1], self.saved)
-        self.health = embedding_health(*self.embeddings)
-        self.history.append({"loss": total / self.steps, "learning_rate": rate, **self.health})
-        self.seconds += time.perf_counter() - began
-
-    def train_step(self, chosen: Tensor) -> float:
-        """One step on the images ``chosen`` (indices, shape [batch_size]); returns the loss.
-
-        Raises:
-            NonFiniteLoss: The loss is not finite; the weights are as before.
-        """
-        step = self.scheduler.last_epoch + 1
-        loss = self._backward(chosen)
-        check_finite(loss, step, chosen, self.saved)
-        self.optimizer.step()
-        self.scheduler.step()
-        return loss
+    def untrained(self) -> Tower:
+        return make_model(self.config, self.images.shape[1])
 
     def _backward(self, chosen: Tensor) -> float:
-        """The loss of one batch; its gradients are left in ``.grad``."""
+        if not self.config.chunk:
+            return super()._backward(chosen)
         view_0, view_1 = self._views(chosen)
-        groups = None if self.groups is None else self.groups[chosen].to(self.device)
         self.optimizer.zero_grad()
-        if self.config.chunk:
-            try:
-                with self._autocast():
-                    return self.cache.step(view_0, view_1, groups=groups).item()
-            except FloatingPointError:
-                return math.nan
-        with self._autocast():
-            # One batch of 2N, so that batch norm sees both views.
-            view_0, view_1 = self.model(torch.cat([view_0, view_1])).chunk(2)
-            loss = self._contrast(view_0, view_1, groups)
-        loss.backward()
-        return loss.item()
+        try:
+            with self._autocast():
+                return self.cache.step(view_0, view_1, groups=self._groups(chosen)).item()
+        except FloatingPointError:
+            return math.nan
 
-    @torch.no_grad()
-    def _views(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        others = chosen if self.partners is None else self.partners.draw(chosen)
-        first, second = (as_float(self.images[which].to(self.device)) for which in (chosen, others))
-        return self.augmentation(first), self.augmentation(second)
+    def _loss(self, view_0: Tensor, view_1: Tensor, chosen: Tensor) -> Tensor:
+        # One batch of 2N, so that batch norm sees both views.
+        view_0, view_1 = self.model(torch.cat([view_0, view_1])).chunk(2)
+        return self._contrast(view_0, view_1, self._groups(chosen))
 
     def _contrast(self, view_0: Tensor, view_1: Tensor, groups: Tensor | None) -> Tensor:
         self.embeddings = view_0.detach(), view_1.detach()
         return self.loss(view_0, view_1, groups)
 
-    def _autocast(self) -> torch.autocast:
-        # bfloat16 has float32's range: no gradient scaler is needed.
-        mixed = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+    def _groups(self, chosen: Tensor) -> Tensor | None:
+        return None if self.groups is None else self.groups[chosen].to(self.device)
 
-    def settings(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued."""
-        return {
-            **asdict(self.config),
-            "training_images": list(self.images.shape),
-            "images_sha256": self.fingerprint,
-        }
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
-        return {
-            "kind": self.kind,
-            "settings": self.settings(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "order": self.order.get_state(),
-            "random": checkpoint.random_state(self.device),
-            "history": self.history,
-            "seconds": self.seconds,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where ``state_dict`` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.order.set_state(state["order"])
-        self.history = list(state["history"])
-        self.seconds = state["seconds"]
-        checkpoint.set_random_state(self.device, state["random"])
-
-    def disk_bytes(self) -> int:
-        """Room for two checkpoints, the old and the new, and for the report."""
-        weights = sum(weight.nbytes for weight in self.model.state_dict().values())
-        return 2 * 3 * weights + 2**24  # AdamW keeps two numbers for each weight
-
-    def resume(self, path: Path) -> None:
-        """Loads the checkpoint at ``path``, if it belongs to this run."""
-        checkpoint.resume(path, self)
-        self.saved = path
-
-    def run(
-        self,
-        path: Path,
-        *,
-        monitor: Monitor | None = None,
-        every: int = 1,
-        log: Log = lambda step, values: None,
-    ) -> None:
-        """Trains to the last epoch, with a checkpoint at ``path`` after each.
-
-        Args:
-            path: The checkpoint.
-            monitor: Called with the model every ``every`` epochs; its numbers join the history.
-            every: Epochs.
-            log: Called with loss and learning rate of each step, and with an epoch's numbers.
-        """
-        config = self.config
-        remaining = config.epochs - self.epoch
-        bar = tqdm(
-            total=config.epochs * self.steps,
-            initial=self.epoch * self.steps,
-            desc="training",
-            unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            disable=remaining == 0,
-        )
-
-        def after_step(loss: float) -> None:
-            bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-            log(int(bar.n), {"step/loss": loss, "step/learning_rate": self.rate})
-
-        warned = False
-        with bar:
-            for _ in range(remaining):
-                self.train_epoch(after_step)
-                if monitor is not None and (self.epoch % every == 0 or self.epoch == config.epochs):
-                    self.history[-1] |= monitor(self.model)
-                done = self.epoch * self.steps
-                log(done, {f"epoch/{name}": value for name, value in self.history[-1].items()})
-                trouble = warning(self.health, config.projection)
-                if trouble and not warned and self.epoch > config.warmup * config.epochs:
-                    bar.write(f"warning: after epoch {self.epoch} {trouble}", file=sys.stderr)
-                    warned = True
-                checkpoint.save(path, self.state_dict())
-                self.saved = path
+def loss_facts(config: Config, large: int) -> LossFacts:
+    """Of a run with these settings, and of ``large`` pairs a batch."""
+    sizes = [
+        LossSize("nt_xent", pairs, 2 * pairs, 2 * pairs, config.projection, config.temperature)
+        for pairs in (config.batch_size, large)
+    ]
+    return LossFacts("NT-Xent", math.log(2 * config.batch_size - 1), sizes)

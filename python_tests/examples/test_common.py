@@ -17,6 +17,7 @@ from examples.common.guards import (
     check_finite_weights,
     check_output_folder,
 )
+from examples.common.process import ProcessError, ask, finished
 from tools.soak import differences
 
 
@@ -100,3 +101,18 @@ def test_soak_tells_what_differs_bit_by_bit():
     assert not list(differences(state, same))
     other = {"weights": [torch.tensor([-0.0, torch.nan])], "step": 1.0, "more": None}
     assert list(differences(state, other)) == ["step", "weights[0]"]
+
+
+def test_a_process_that_fails_is_named(capfd):
+    with pytest.raises(ProcessError, match="the eager side failed; its message is above"):
+        ask("examples.common.nothing", {"some": "job"}, "the eager side")
+    assert "No module named" in capfd.readouterr().err
+
+
+def test_a_result_counts_only_if_it_was_written_whole(tmp_path):
+    path = tmp_path / "result.json"
+    assert finished(path) is None
+    path.write_text('{"a": 1')
+    assert finished(path) is None
+    path.write_text('{"a": 1}')
+    assert finished(path) == {"a": 1}

@@ -20,6 +20,7 @@ import resource
 
 from examples.common import checkpoint
 from examples.common.guards import OutputError, one_line
+from examples.common.images import command
 from examples.common.lock import NAME, hold
 from examples.sbert import __main__ as sbert
 from examples.sbert import index
@@ -64,7 +65,7 @@ def small_disk():
 
 @pytest.mark.parametrize("example", COMMANDS)
 def test_a_disk_that_fills_up_in_mid_run(tmp_path, capsys, monkeypatch, small_disk, example):
-    module = {"simclr": simclr, "sbert": sbert}[example]
+    module = {"simclr": command, "sbert": sbert}[example]
     monkeypatch.setattr(module, "check_output_folder", lambda folder, _: folder.mkdir())
     small_disk(20_000)
     assert run(example, tmp_path) == 2
@@ -100,8 +101,8 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, small_disk):
 @pytest.mark.parametrize("example", COMMANDS)
 def test_a_disk_that_is_full_when_the_report_is_written(tmp_path, capsys, monkeypatch, example):
     """What the operating system says names no file: the folder is named."""
+    from examples.common.images import report as simclr_report
     from examples.sbert import report as sbert_report
-    from examples.simclr import report as simclr_report
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -301,8 +302,8 @@ def test_numbers_that_do_not_go_together(tmp_path, capsys):
 
 
 def test_the_comparison_trusts_no_side_of_other_images_or_of_a_killed_run(tmp_path, monkeypatch):
+    from examples.common.images.data import load
     from examples.simclr import compare
-    from examples.simclr.data import load
 
     images, config = load("digits", None, 8), simclr.make_config({"width": 4}, quick=True)
     trained = []

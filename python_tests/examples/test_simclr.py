@@ -12,8 +12,8 @@ pytest.importorskip("sklearn")
 
 from examples.common import checkpoint
 from examples.common.guards import NonFiniteLoss
+from examples.common.images import memory, report
 from examples.common.lock import hold
-from examples.simclr import memory, report
 from examples.simclr.__main__ import main
 from examples.simclr.config import make_config
 from examples.simclr.train import Trainer
@@ -92,7 +92,8 @@ def test_weights_that_a_gradient_spoiled_are_never_saved(tmp_path):
 
 def test_the_command_writes_all_ids_of_a_bad_batch(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "examples.simclr.train.make_augmentation", lambda *_: lambda images: images * torch.nan
+        "examples.common.images.train.make_augmentation",
+        lambda *_: lambda images: images * torch.nan,
     )
     assert main(["--quick", "--width", "4", "--device", "cpu", "--out", str(tmp_path)]) == 3
     assert "stopped: the loss is nan at step 1; ids of its batch:" in capsys.readouterr().err

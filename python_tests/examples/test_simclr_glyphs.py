@@ -12,12 +12,13 @@ pytest.importorskip("kornia")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from examples.simclr import arm, compare, data, glyphs
+from examples.common.images import data, glyphs
+from examples.common.images.evaluate import evaluate, font_retrieval
+from examples.common.images.groups import Partners
+from examples.common.images.memory import PeakMemory, parse_size, show_size
+from examples.simclr import arm, compare
 from examples.simclr.__main__ import main
 from examples.simclr.compare import largest
-from examples.simclr.evaluate import evaluate, font_retrieval
-from examples.simclr.groups import Partners
-from examples.simclr.memory import PeakMemory, parse_size, show_size
 from python_tests.examples.simclr_runs import make_trainer
 
 

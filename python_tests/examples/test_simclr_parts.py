@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("kornia")
 pytest.importorskip("sklearn")
 
-from examples.simclr import data
+from examples.common.images import data
+from examples.common.images.augment import make_augmentation
+from examples.common.images.evaluate import encode, evaluate, linear_probe, retrieval
 from examples.simclr.__main__ import main
-from examples.simclr.augment import make_augmentation
 from examples.simclr.config import PRESETS, make_config
-from examples.simclr.evaluate import encode, evaluate, linear_probe, retrieval
 from examples.simclr.model import make_model
 from python_tests.examples.simclr_runs import SMALL, assert_same, make_trainer
 

@@ -12,12 +12,12 @@ pytest.importorskip("kornia")
 pytest.importorskip("sklearn")
 
 from examples.common import checkpoint
-from examples.simclr.collapse import embedding_health, warning
+from examples.common.images.collapse import embedding_health, warning
+from examples.common.images.encoders import make_encoder
+from examples.common.images.optim import LARS, make_optimizer
+from examples.common.images.vision import import_torchvision
 from examples.simclr.config import make_config
-from examples.simclr.encoders import make_encoder
 from examples.simclr.loss import make_loss
-from examples.simclr.optim import LARS, make_optimizer
-from examples.simclr.vision import import_torchvision
 from python_tests.examples.simclr_runs import SMALL, assert_same, make_trainer
 
 # Gradient caching
@@ -218,7 +218,7 @@ def test_scalars_reach_tensorboard_once_each_after_a_resume(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from examples.simclr.scalars import tensorboard
+    from examples.common.images.scalars import tensorboard
 
     for epochs in (2, 4):  # the first run was killed after epoch 2, with step 7 logged already
         trainer = make_trainer()
@@ -238,7 +238,7 @@ def test_scalars_reach_tensorboard_once_each_after_a_resume(tmp_path):
 
 
 def test_without_tensorboard_a_note_says_so(monkeypatch, tmp_path, capsys):
-    from examples.simclr.scalars import tensorboard
+    from examples.common.images.scalars import tensorboard
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with tensorboard(tmp_path, 0) as log:

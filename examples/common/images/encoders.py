@@ -6,13 +6,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.simclr.config import Config
-from examples.simclr.vision import import_torchvision
+from examples.common.images.config import ImageConfig
+from examples.common.images.vision import import_torchvision
 
 CIFAR_STEM_UP_TO = 64  # pixels a side; the paper's CIFAR-10 encoder keeps small images large (B.9)
 
 
-def make_encoder(config: Config, channels: int) -> nn.Module:
+def make_encoder(config: ImageConfig, channels: int) -> nn.Module:
     """The encoder that ``config`` names; ``features`` is the width of what it gives.
 
     Raises:
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         return self.blocks(self.stem(images)).mean(dim=(2, 3))
 
 
-def _resnet(config: Config, channels: int) -> nn.Module:
+def _resnet(config: ImageConfig, channels: int) -> nn.Module:
     def norm(width: int, **_: Any) -> nn.Module:  # timm adds device and dtype, both None
         return norm_2d(config.norm, width)
 

@@ -1,33 +1,40 @@
 """What training brought: scores before and after, memory of the loss, plots."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from examples.common.device import describe
-from examples.simclr import memory, plots
-from examples.simclr.data import Images, as_float
-from examples.simclr.evaluate import ACROSS_FONTS, DRAWS, Score, encode, evaluate
-from examples.simclr.memory import show_size
-from examples.simclr.model import make_model
-from examples.simclr.train import Trainer
+from examples.common.images import memory, plots
+from examples.common.images.data import Images, as_float
+from examples.common.images.evaluate import ACROSS_FONTS, DRAWS, Score, encode, evaluate
+from examples.common.images.memory import LossFacts, LossSize, show_size
+from examples.common.images.train import Trainer
 
 LARGE_BATCH = 16384
 
 Scores = dict[str, dict[str, Score]]  # features -> metric -> score
 
 
-def write_report(trainer: Trainer, images: Images, folder: Path) -> str:
-    """Evaluates the run, writes ``report.json`` and the plots, and gives the text to print."""
+def write_report(
+    trainer: Trainer, images: Images, folder: Path, facts: Callable[[Any, int], LossFacts]
+) -> str:
+    """Evaluates the run, writes ``report.json`` and the plots, and gives the text to print.
+
+    Args:
+        facts: Those of the loss, by the settings and by how many pairs are a large batch.
+    """
     config = trainer.config
+    loss = facts(config, LARGE_BATCH)
     features = {
         "raw pixels": as_float(images.heldout).flatten(1),
-        "before training": encode(make_model(config, images.train.shape[1]), images.heldout),
+        "before training": encode(trainer.untrained(), images.heldout),
         "after training": encode(trainer.model, images.heldout),
     }
     scores = {name: evaluate(each, images) for name, each in features.items()}
-    losses = [_loss_memory(trainer, size) for size in (config.batch_size, LARGE_BATCH)]
-    pictures = plots.draw_all(trainer, features, images, folder)
+    losses = [_loss_memory(size, config.device) for size in loss.sizes]
+    pictures = plots.draw_all(trainer, loss, features, images, folder)
     record = {
         "settings": trainer.settings(),
         "heldout_images": len(images.heldout),
@@ -76,13 +83,17 @@ def _show(score: Score) -> str:
 
 
 def memory_table(losses: list[dict[str, Any]]) -> str:
-    """Memory of the loss at each batch size."""
-    rows = [f"{'pairs a batch':>13}  {'N x N matrix, computed':>22}  {'this loss, measured':>19}"]
+    """Memory of the loss at each size."""
+    rows = [
+        f"{'pairs a batch':>13}  {'queries x keys':>16}  {'matrix, computed':>16}  "
+        f"{'this loss, measured':>19}"
+    ]
     for loss in losses:
         measured = loss["measured_bytes"]
         shown = "not measured" if measured is None else show_size(measured)
         dense = show_size(loss["dense_bytes_computed"])
-        rows.append(f"{loss['pairs']:13,}  {dense:>22}  {shown:>19}")
+        matrix = f"{loss['rows']:,} x {loss['keys']:,}"
+        rows.append(f"{loss['pairs']:13,}  {matrix:>16}  {dense:>16}  {shown:>19}")
         if measured is None:
             rows.append(f"  not measured: {loss['not_measured']}")
     rows.append("The matrix: one float32 copy (autograd keeps several). This loss: peak of forward")
@@ -90,15 +101,14 @@ def memory_table(losses: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def _loss_memory(trainer: Trainer, pairs: int) -> dict[str, Any]:
-    config = trainer.config
-    rows = 2 * pairs
-    measured, why_not = memory.measure(rows, config.projection, config.temperature, config.device)
+def _loss_memory(size: LossSize, device: str) -> dict[str, Any]:
+    measured, why_not = memory.measure(size, device)
     return {
-        "pairs": pairs,
-        "rows": rows,
-        "dim": config.projection,
-        "dense_bytes_computed": memory.dense_bytes(rows),
+        "pairs": size.pairs,
+        "rows": size.queries,
+        "keys": size.keys,
+        "dim": size.dim,
+        "dense_bytes_computed": size.dense_bytes(),
         "measured_bytes": measured,
         "not_measured": why_not,
     }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from examples.simclr.config import Config
+from examples.common.images.config import ImageConfig
 
 
 class LARS(torch.optim.Optimizer):
@@ -78,10 +78,11 @@ def _local_rate(weight: Tensor, trust: float, decay: float) -> Tensor:
     return torch.where((size > 0) & (slope > 0), rate, torch.ones_like(rate))
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: ImageConfig) -> torch.optim.Optimizer:
     """Weight decay, and LARS' adaptation, for matrices and filters only."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from cl_kernels import PairFilter, topk
-from examples.simclr.data import Images
-from examples.simclr.evaluate import font_retrieval
+from examples.common.images.data import Images
+from examples.common.images.evaluate import font_retrieval
 
 QUERIES, FOUND = 10, 8
 MARGINS = {"left": 0.03, "right": 0.97, "bottom": 0.03, "top": 0.9, "wspace": 0.1, "hspace": 0.1}

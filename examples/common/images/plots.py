@@ -1,6 +1,5 @@
 """The loss curve, what the monitors saw, and held-out features in the plane."""
 
-import math
 from pathlib import Path
 
 import matplotlib
@@ -12,17 +11,18 @@ import torch
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from examples.simclr.data import Images
-from examples.simclr.evaluate import single_thread
-from examples.simclr.plots_fonts import plot_fonts, plot_neighbours
-from examples.simclr.train import Trainer
+from examples.common.images.data import Images
+from examples.common.images.evaluate import single_thread
+from examples.common.images.memory import LossFacts
+from examples.common.images.plots_fonts import plot_fonts, plot_neighbours
+from examples.common.images.train import Trainer
 
 POINTS = 2000  # more would hide one another, and t-SNE is slow
 CLASSES = 20  # colours that can be told apart
 
 
 def draw_all(
-    trainer: Trainer, features: dict[str, Tensor], images: Images, folder: Path
+    trainer: Trainer, loss: LossFacts, features: dict[str, Tensor], images: Images, folder: Path
 ) -> list[Path]:
     """Writes the pictures of a run and gives their paths.
 
@@ -30,7 +30,7 @@ def draw_all(
         features: Held-out features [N, F] by name, the trained ones last.
     """
     paths = [folder / "loss.png", folder / "embeddings.png"]
-    plot_loss(trainer.history, trainer.config.batch_size, paths[0])
+    plot_loss(trainer, loss, paths[0])
     plot_embeddings(features, images.heldout_labels, images.classes, paths[1])
     if any("linear probe" in epoch for epoch in trainer.history):
         paths.append(folder / "monitors.png")
@@ -43,21 +43,18 @@ def draw_all(
     return paths
 
 
-def plot_loss(history: list[dict[str, float]], batch_size: int, path: Path) -> None:
+def plot_loss(trainer: Trainer, facts: LossFacts, path: Path) -> None:
     """Loss and learning rate of each epoch."""
+    history = trainer.history
     epochs = range(1, len(history) + 1)
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 1], layout="constrained"
     )
-    upper.plot(epochs, [epoch["loss"] for epoch in history], color="tab:blue", label="NT-Xent")
-    upper.axhline(
-        math.log(2 * batch_size - 1),
-        color="gray",
-        linestyle="--",
-        label="all embeddings alike",
-    )
+    loss = [epoch["loss"] for epoch in history]
+    upper.plot(epochs, loss, color="tab:blue", label=facts.name)
+    upper.axhline(facts.all_alike, color="gray", linestyle="--", label="all embeddings alike")
     upper.set_ylabel("mean loss of the epoch")
-    upper.set_title(f"Training, {batch_size} pairs a batch")
+    upper.set_title(f"Training, {trainer.config.batch_size} pairs a batch")
     upper.legend(frameon=False)
     lower.plot(epochs, [epoch["learning_rate"] for epoch in history], color="tab:orange")
     lower.set_ylabel("learning rate")

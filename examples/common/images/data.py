@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from examples.simclr.glyphs import render
-from examples.simclr.vision import import_torchvision
+from examples.common.images.glyphs import render
+from examples.common.images.vision import import_torchvision
 
 SPLIT_SEED = 0  # the split is the same in every run, whatever the run's own seed
 DIGITS_HELDOUT = 500
@@ -25,7 +25,7 @@ class DataError(Exception):
 
 
 class Images(NamedTuple):
-    """Images are [N, C, H, W]: uint8, or float32 in [0, 1]. ``train`` has no labels on purpose."""
+    """Images are [N, C, H, W]: uint8, or float32 in [0, 1]."""
 
     train: Tensor
     heldout: Tensor
@@ -35,6 +35,7 @@ class Images(NamedTuple):
     train_groups: Tensor | None = None  # [N] int64
     heldout_fonts: Tensor | None = None  # [N] int64
     fonts: tuple[str, ...] = ()
+    train_labels: Tensor | None = None  # [N] int64, for a supervised method to compare with
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -80,7 +81,13 @@ def _digits(image_size: int) -> Images:
     pixels = torch.from_numpy(digits.images).float().div(16)[:, None]
     train, heldout = _split(digits.target, DIGITS_HELDOUT)
     labels = torch.from_numpy(digits.target)
-    return Images(pixels[train], pixels[heldout], labels[heldout], [str(i) for i in range(10)])
+    return Images(
+        pixels[train],
+        pixels[heldout],
+        labels[heldout],
+        [str(i) for i in range(10)],
+        train_labels=labels[train],
+    )
 
 
 def _glyphs(image_size: int) -> Images:
@@ -104,6 +111,7 @@ def _glyphs(image_size: int) -> Images:
         train_groups=torch.from_numpy(glyphs.labels[train]),
         heldout_fonts=torch.from_numpy(glyphs.fonts[test]),
         fonts=glyphs.font_names,
+        train_labels=torch.from_numpy(glyphs.labels[train]),
     )
 
 

@@ -11,8 +11,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from cl_kernels.evaluation import knn_accuracy, label_relevance, retrieval_metrics
-from examples.simclr.data import Images, as_float
-from examples.simclr.model import SimCLR
+from examples.common.images.data import Images, as_float
+from examples.common.images.networks import Tower
 
 SHOTS = (1, 5)
 DRAWS = 20
@@ -33,7 +33,7 @@ def single_thread() -> threadpool_limits:
 
 
 @torch.no_grad()
-def encode(model: SimCLR, images: Tensor, batch_size: int = 1024) -> Tensor:
+def encode(model: Tower, images: Tensor, batch_size: int = 1024) -> Tensor:
     """Features of the encoder without the head, shape [N, features], on the CPU."""
     model.eval()
     device = next(model.parameters()).device
@@ -90,7 +90,7 @@ def font_retrieval(unit: Tensor, labels: Tensor, fonts: Tensor) -> dict[str, Ten
     return tables
 
 
-def monitor(model: SimCLR, images: Images) -> dict[str, float]:
+def monitor(model: Tower, images: Images) -> dict[str, float]:
     """What can be watched during training: k-NN and linear probe on held-out images."""
     unit = F.normalize(encode(model, images.heldout), dim=1)
     labels = images.heldout_labels

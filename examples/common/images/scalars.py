@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from examples.simclr.train import Log
+from examples.common.images.train import Log
 
 
 @contextmanager
