@@ -26,6 +26,8 @@ def _id_vector(name: str, ids: Tensor) -> Tensor:
 def _from_sequence(name: str, ids: Sequence[int]) -> Tensor:
     """Of a list or a NumPy array."""
     try:
+        if isinstance(ids, (list, tuple)) and not ids:
+            return torch.empty(0, dtype=torch.int64, device="cpu")
         return torch.as_tensor(ids, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(ids).__name__

@@ -17,8 +17,8 @@ process with the whole batch would have, scale 1::
   every rank does for all rows.
 - ``gather="ring"``: rows stay, keys go round from rank to rank while the last ones are visited: no
   rank ever has all of them, memory is that of its own rows and of two ranks' keys. It serves
-  ``clip``, ``siglip``, ``nt_xent``, ``info_nce`` and ``decoupled``; a few of their options it
-  refuses by name. A symmetric matrix (``nt_xent``) is visited whole.
+  ``clip``, ``siglip``, ``nt_xent`` and ``info_nce``; a few of their options it refuses by name. A
+  symmetric matrix (``nt_xent``) is visited whole.
 - Losses of rows that do not see one another (``arcface`` and the other class softmaxes,
   ``margin_mse``, ``negative_cosine``, ``info_nce`` with a queue alone) exchange numbers only.
 

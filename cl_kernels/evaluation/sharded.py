@@ -34,7 +34,7 @@ def of_all_ranks(metric: Callable[..., Any], arguments: Mapping[str, Any]) -> An
         return metric(**given)
     query, key = given["query"], given["key"]
     device = query.device if isinstance(query, Tensor) else torch.device("cpu")
-    together(ranks, name, lambda: _check(given), device)
+    given |= together(ranks, name, lambda: _labels(given), device)
     settings = {n: x for n, x in given.items() if n not in {"query", "key", *_LABELS, *_LISTS}}
     entries = [
         Entry("query", described(query.detach(), cut=True), len(query)),
@@ -63,19 +63,22 @@ def of_all_ranks(metric: Callable[..., Any], arguments: Mapping[str, Any]) -> An
     return type(found)(*(x[own] for x in found))
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def _labels(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a rank's queries and keys, as int64; all else is checked too."""
     query = given["query"]
     check_finite_embeddings("query", query)
     sizes = {"query": len(query), "key": check_corpus("key", given["key"])}
-    labels = [(name, of, given[name]) for name, of in _LABELS.items() if name in given]
+
+    def checked(name: str, labels: Tensor, of: str) -> Tensor:
+        return check_labels(name, labels, sizes[of], of, query.device)
+
+    found: dict[str, Any] = {n: checked(n, given[n], of) for n, of in _LABELS.items() if n in given}
     relevant = given.get("relevant")
     if isinstance(relevant, LabelRelevance):
-        labels += [
-            ("relevant.query_labels", "query", relevant.query_labels),
-            ("relevant.key_labels", "key", relevant.key_labels),
-        ]
-    for name, of, values in labels:
-        check_labels(name, values, sizes[of], of, query.device)
+        of_queries = checked("relevant.query_labels", relevant.query_labels, "query")
+        of_keys = checked("relevant.key_labels", relevant.key_labels, "key")
+        found["relevant"] = LabelRelevance(of_queries, of_keys)
+    return found
 
 
 def _lists(given: Mapping[str, Any], keys: int) -> dict[str, Any]:

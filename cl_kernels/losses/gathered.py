@@ -13,9 +13,10 @@ from torch import Tensor
 from cl_kernels.csr import CSR, as_csr
 from cl_kernels.losses.sharding import Sharding
 from cl_kernels.pairs import PairFilter, as_filters
-from cl_kernels.ranks.agreement import Entry, agree, described
+from cl_kernels.ranks.agreement import Disagreement, Entry, agree, described, modes
 from cl_kernels.ranks.gathering import OwnRows, gather
 from cl_kernels.ranks.group import Ranks
+from cl_kernels.reading import readable
 
 Whole = Callable[[], Any]  # makes an argument, once its tensors are gathered
 
@@ -39,13 +40,14 @@ class Gathered:
         self._first: dict[str, int] = {}  # an argument's first tensor
         self._counts: list[list[int]] = []
         self._whole: list[Tensor] = []
-        self._said: list[Entry] = []  # in the order of the arguments, whatever they hold
+        self._said: list[Entry] = modes("all")  # then in the order of the arguments
+        self._sides: list[str | None] = []  # of each tensor: "query", "key", or neither
         makers: dict[str, Whole] = {}
         wrong = None
         for argument, value in given.items():
             try:
                 maker = self._maker(argument, value)
-            except (TypeError, ValueError) as error:
+            except Exception as error:
                 wrong, maker = wrong or error, None
                 self._said.append(Entry(argument, "what cannot be read"))
             rows = maker is not None and argument not in sharding.where
@@ -56,17 +58,20 @@ class Gathered:
         # An error of this rank's own is told to the others first: they would wait for it.
         try:
             counts = agree(ranks, name, self._said, device_of(given))
-        except ValueError as error:
+        except Disagreement as error:
             raise (wrong or error) from None
         if wrong is not None:
             raise wrong
         self._counts = [of for of, said in zip(counts, self._said, strict=True) if said.is_rows]
+        self._check_counts()
         self._whole = gather(ranks, self._tensors, self._counts)
         self.arguments = dict(given) | {argument: make() for argument, make in makers.items()}
 
     def precision(self) -> AbstractContextManager:
         """In which products of these embeddings are made: they were widened for their gradients."""
         floating = embeddings_of(self._sharding, self._given)[:2]
+        if not floating:
+            return nullcontext()
         dtype = reduce(torch.promote_types, (x.dtype for x in floating))
         if dtype not in (torch.float16, torch.bfloat16):
             return nullcontext()
@@ -106,11 +111,36 @@ class Gathered:
                 return lambda: type(value)(make() for make in makers if make is not None)
         return None
 
-    def _place(self, argument: str, x: Tensor) -> Whole:
+    def _check_counts(self) -> None:
+        """Rows that belong together are on the same rank; their numbers in all the loss checks."""
+        names = [said.name for said in self._said if said.is_rows]
+        for side in ("query", "key"):
+            of_side = [place for place, of in enumerate(self._sides) if of == side]
+            if not of_side:
+                continue
+            first = self._counts[of_side[0]]
+            for place in of_side[1:]:
+                counts, each = self._counts[place], 1
+                if sum(first) and sum(counts) % sum(first) == 0:  # a row may be several views
+                    each = sum(counts) // sum(first)
+                if sum(counts) == each * sum(first) and counts != [each * n for n in first]:
+                    raise ValueError(
+                        f"{names[place]}: expected as many rows as {names[of_side[0]]} on each "
+                        f"rank, {[each * n for n in first]}, got {counts}"
+                    )
+
+    def _side(self, argument: str) -> str:
+        """Of which side of the matrix the rows are, where those are not the same."""
+        sharding = self._sharding
+        is_key = argument in sharding.keys and sharding.rectangular(self._given)
+        return "key" if is_key else "query"
+
+    def _place(self, argument: str, x: Tensor, side: str | None = "") -> Whole:
         place = self._places.get(id(x))
         if place is None:
             place = self._places[id(x)] = len(self._tensors)
             self._tensors.append(x)
+            self._sides.append(self._side(argument) if side == "" else side)
             self._said.append(Entry(argument, described(x, cut=True), x.shape[0], is_rows=True))
         self._first.setdefault(argument, place)
         return lambda: self._whole[place]
@@ -119,9 +149,14 @@ class Gathered:
         cuts_keys = self._sharding.cuts_keys(argument, self._given)
         makers = []
         for one in as_filters(value, name=argument):
-            query = self._ids(argument, one.query_ids)
+            query = self._ids(argument, one.query_ids, "query")
             same = one.key_ids is one.query_ids
-            key = query if same or not cuts_keys else self._ids(argument, one.key_ids)
+            key = query
+            if not cuts_keys:  # everybody's
+                self._said.append(Entry(argument, described(one.key_ids)))
+            elif not same:
+                side = "key" if self._sharding.rectangular(self._given) else "query"
+                key = self._ids(argument, one.key_ids, side)
             makers.append((one, query, key, same))
 
         def make() -> tuple[PairFilter, ...]:
@@ -134,33 +169,43 @@ class Gathered:
 
         return make
 
-    def _ids(self, argument: str, ids: Tensor) -> Whole:
+    def _ids(self, argument: str, ids: Tensor, side: str) -> Whole:
         """Of rows; of two views those of the first come first, for all ranks as for one."""
         if not (self._sharding.views and self._given.get("view_1", 0) is not None):
-            return self._place(argument, ids)
+            return self._place(argument, ids, side)
         if len(ids) % 2:
             raise ValueError(f"{argument}: expected ids of both views' rows, got {len(ids)}")
-        halves = [self._place(argument, half) for half in ids.chunk(2)]
+        half = len(ids) // 2
+        halves = [self._place(argument, part, side) for part in (ids[:half], ids[half:])]
         return lambda: torch.cat([half() for half in halves])
 
     def _index(self, argument: str, value: Any) -> Whole:
         """Indices of rows, which other ranks' rows now stand before."""
         name = self._sharding.counting[argument]
         others = self._given[name]
-        if others is None or name not in self._sharding.rows:
-            others, name = (self._given["x"], "x") if others is None else (others, None)
+        if others is None and name not in self._sharding.rows:
+            others, name = self._given["x"], "x"
+        elif name not in self._sharding.rows:
+            name = None
+        if not isinstance(others, Tensor) or others.dim() < 2:
+            raise TypeError(f"{name}: expected embeddings with {argument}, got {described(others)}")
         if name is not None:
             self._rows(name, others)
         repeated = others.shape[1] if others.dim() == 3 else 1
         size = others.shape[0] * repeated
         if isinstance(value, Tensor) and value.dim() == 1:
+            if readable(value) and bool(((value < 0) | (value >= size)).any()):
+                low, high = int(value.min()), int(value.max())
+                raise ValueError(
+                    f"{argument}: expected indices in [0, {size}), got {low} to {high}"
+                )
             index = self._place(argument, value)
             return lambda: index() + self._shift(argument, name, repeated)
         first = next(x for x in embeddings_of(self._sharding, self._given))
         rows = first.shape[0] if first.dim() < 3 else first.shape[0] * first.shape[1]
         lists = as_csr(argument, value, rows, size, first.device)
         counts = self._place(argument, lists.counts())
-        keys = self._place(f"{argument} keys", lists.keys)
+        keys = self._place(f"{argument} keys", lists.keys, None)
 
         def make() -> CSR:
             each = counts()
@@ -185,14 +230,14 @@ def _is_rows(argument: str, value: Any) -> bool:
 
 
 def described_all(
-    sharding: Sharding, given: Mapping[str, Any]
+    sharding: Sharding, given: Mapping[str, Any], gather: str
 ) -> tuple[Sequence[Entry], torch.device]:
     """What has to be the same of a call on every rank, where each keeps its rows."""
     cut = {*sharding.rows, *sharding.counting, *sharding.where}
     own = (name for name in sharding.own if isinstance(x := given[name], Tensor) and x.dim() == 3)
     cut |= {*own, *(sharding.own if sharding.apart(given) else ())}
     entries = [Entry(name, described(x, cut=name in cut)) for name, x in given.items()]
-    return entries, device_of(given)
+    return [*modes(gather), *entries], device_of(given)
 
 
 def device_of(given: Mapping[str, Any]) -> torch.device:

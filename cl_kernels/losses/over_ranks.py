@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -14,13 +15,13 @@ from cl_kernels._scopes import Scopes
 from cl_kernels._spread import spreading
 from cl_kernels._tracing import called_while_tracing
 from cl_kernels.losses.common import check_choice
-from cl_kernels.losses.gathered import Gathered, described_all
+from cl_kernels.losses.gathered import Gathered, described_all, device_of
 from cl_kernels.losses.sharding import SHARDINGS, Sharding
-from cl_kernels.ranks.agreement import agree
+from cl_kernels.ranks.agreement import Disagreement, agree, modes, together
 from cl_kernels.ranks.gathering import OfAll, SumOfAll
 from cl_kernels.ranks.group import Group, Ranks, without_compiling, world_size
 from cl_kernels.statistics.divided import Divided
-from cl_kernels.statistics.ring import Ring
+from cl_kernels.statistics.ring import Ring, tell_those_in_a_ring
 
 Gather = Literal["all", "ring"]
 
@@ -63,26 +64,31 @@ def over_ranks(loss: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor
     given = dict(arguments)
     group, gather = given.pop("group"), given.pop("gather")
     ranks, name = Ranks(group), loss.__name__
-    if ranks.size == 1:
-        return loss(**given)
     sharding = SHARDINGS[name]
     with _asked.entered(True):
+        if ranks.size == 1:
+            return loss(**given)
         if sharding.apart(given):
-            return _of_each(loss, sharding, given, ranks, None)
+            return _of_each(loss, sharding, given, ranks, gather, None)
         if gather == "all":
             return _of_all(loss, sharding, given, ranks)
         if sharding.ring is None:
+            agree(ranks, name, modes(gather), device_of(given))
             served = ", ".join(n for n, s in SHARDINGS.items() if s.ring is not None)
             raise ValueError(
                 f'gather: expected "all" for {name}, got "ring", which serves {served}'
             )
-        for left_alone in sharding.ring:
-            value = given[left_alone]
-            if isinstance(value, Tensor) or value not in (None, 0, (), []):
-                raise ValueError(
-                    f'gather: expected "all" with {left_alone}, got "ring", which does not serve it'
-                )
-        return _of_each(loss, sharding, given, ranks, _ring(ranks))
+        return _of_each(loss, sharding, given, ranks, gather, _ring(ranks))
+
+
+def _check_left_alone(names: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    for name in names:
+        value = given[name]
+        no_filter = name.endswith("where") and isinstance(value, (tuple, list)) and not value
+        if not (value is None or no_filter or (isinstance(value, Real) and value == 0)):
+            raise ValueError(
+                f'gather: expected "all" with {name}, got "ring", which does not serve it'
+            )
 
 
 def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) -> Tensor:
@@ -99,21 +105,40 @@ def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) ->
     return OfAll.apply(found, ranks)  # type: ignore[return-value]
 
 
-def _of_each(loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, spread) -> Tensor:
+def _of_each(
+    loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, gather: str, spread
+) -> Tensor:
     """Each rank's rows by themselves, or with the keys that come round."""
-    entries, device = described_all(sharding, given)
+    entries, device = described_all(sharding, given, gather)
     agree(ranks, loss.__name__, entries, device)
+    if spread is not None:
+        _check_left_alone(sharding.ring or (), given)
     reduction = given.get("reduction", "mean")
-    with nullcontext() if spread is None else spreading.entered(spread):
-        if reduction == "none":
-            return loss(**given)
-        losses = loss(**given | {"reduction": "none"})  # weighted already
+    alone = given | {"reduction": "none"}  # weighted already
+
+    def losses_of_rows() -> Tensor:
+        with nullcontext() if spread is None else spreading.entered(spread):
+            return loss(**alone)
+
+    if spread is None:
+        losses = together(ranks, loss.__name__, losses_of_rows, device)
+    else:
+        try:
+            losses = losses_of_rows()
+        except Disagreement:
+            raise
+        except (TypeError, ValueError) as error:  # before its keys went round
+            tell_those_in_a_ring(ranks, error, device)
+            raise
+    if reduction == "none":
+        return losses
     total = SumOfAll.apply(losses.sum(), ranks)
     if reduction == "sum":
         return total  # type: ignore[return-value]
     weights = given.get("weights")
     count = losses.new_tensor(losses.numel()) if weights is None else weights.to(losses).sum()
-    return total / ranks.sum(count.detach().clone()).clamp_min(torch.finfo(losses.dtype).tiny)
+    count = ranks.sum(count.detach().clone())
+    return total / torch.where(count == 0, 1, count)
 
 
 def _ring(ranks: Ranks):

@@ -14,6 +14,14 @@ def _always(arguments: Mapping[str, Any]) -> bool:
     return True
 
 
+def _with_target(arguments: Mapping[str, Any]) -> bool:
+    return arguments["target"] is not None
+
+
+def _with_ids_of_both(arguments: Mapping[str, Any]) -> bool:
+    return isinstance(arguments["ids"], tuple)
+
+
 def _without_batch(arguments: Mapping[str, Any]) -> bool:
     """InfoNCE whose negatives are a queue, or each query's own."""
     return arguments["target"] is None and not _in_batch(arguments)
@@ -34,6 +42,9 @@ class Sharding(NamedTuple):
         where: Filters on pairs of rows, and on pairs of rows and what is everybody's.
         views: Whether rows that a filter and the losses count are those of both views.
         apart: Whether a row's loss needs no other rank's rows, by the arguments.
+        keys: Of the rows those of keys, of which each rank may have another number than of others
+            where the call lets it.
+        rectangular: Whether it does.
         ring: The arguments that must be left alone for the keys to go round; None: they cannot.
     """
 
@@ -43,6 +54,8 @@ class Sharding(NamedTuple):
     where: tuple[str, ...] = ()
     views: bool = False
     apart: Callable[[Mapping[str, Any]], bool] = _never
+    keys: tuple[str, ...] = ()
+    rectangular: Callable[[Mapping[str, Any]], bool] = _always
     ring: tuple[str, ...] | None = None
 
     def cuts_keys(self, name: str, arguments: Mapping[str, Any]) -> bool:
@@ -66,20 +79,22 @@ SHARDINGS: dict[str, Sharding] = {
     "clip": _of(
         "image_features text_features weights",
         counting={"target": "text_features"}, where=("where",),
-        ring=("target", "label_smoothing"),
+        keys=("text_features",), rectangular=_with_target, ring=("target", "label_smoothing"),
     ),
     "cosent": _of("first second similarity"),
     "cosface": _CLASSES,
-    "decoupled": _of(_VIEWS, views=True, ring=()),
-    "distill": _of("query key teacher_query teacher_key"),
+    "decoupled": _of(_VIEWS, views=True),
+    "distill": _of("query key teacher_query teacher_key", keys=("key", "teacher_key")),
     "gist": _of(
-        "anchors positives guide_anchors guide_positives negatives guide_negatives guide_scores"
+        "anchors positives guide_anchors guide_positives negatives guide_negatives guide_scores",
+        keys=("negatives", "guide_negatives"),
     ),
     "hard_negative": _of(_VIEWS, views=True),
     "info_nce": _of(
         "query positive_key negative_mask key_bias weights", own=("negative_keys",),
         counting={"target": "positive_key"}, where=("where", "negative_where"),
-        apart=_without_batch, ring=("target", "hardest", "label_smoothing", "negative_where"),
+        apart=_without_batch, keys=("positive_key", "key_bias"), rectangular=_with_target,
+        ring=("target", "hardest", "label_smoothing", "negative_where"),
     ),
     "margin_mse": _of("query positive negatives teacher_margin", apart=_always),
     "margin_softmax": _CLASSES,
@@ -92,7 +107,10 @@ SHARDINGS: dict[str, Sharding] = {
     "pairwise_contrastive": _of("x labels"),
     "proxy_anchor": _of("x labels"),
     "qwen3_embedding": _of("query positive negatives ids"),
-    "siglip": _of("image_features text_features ids", ring=("ids",)),
+    "siglip": _of(
+        "image_features text_features ids", keys=("text_features",), rectangular=_with_ids_of_both,
+        ring=("ids",),
+    ),
     "supcon": _of("x labels", counting={"labels": "keys"}),
     "triplet": _of("x labels"),
     "vicreg": _of("first second"),

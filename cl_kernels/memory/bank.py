@@ -186,6 +186,12 @@ class MemoryBank(Stored):
             f"normalize={self.normalize}, dtype={self.dtype}"
         )
 
+    def __copy__(self) -> MemoryBank:
+        self._lent = True  # by either
+        other = self.__class__.__new__(self.__class__)
+        vars(other).update(vars(self))
+        return other
+
     def _write(self, indices: Tensor, embeddings: Tensor) -> None:
         ordered, place = indices.sort(stable=True)
         last = place[torch.searchsorted(ordered, indices, right=True) - 1]
@@ -254,4 +260,3 @@ class MemoryBank(Stored):
             self._rows, self._seen = fn(self._rows), fn(self._seen)
             self._labels = None if self._labels is None else fn(self._labels)
             self._indices = None if self._indices is None else fn(self._indices)
-        self._lent = False

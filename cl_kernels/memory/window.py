@@ -22,8 +22,16 @@ class Window:
         stop: Behind the newest.
     """
 
-    def __init__(self, size: int, memory: Sequence[Tensor], start: int = 0, stop: int = 0):
+    def __init__(
+        self,
+        size: int,
+        memory: Sequence[Tensor],
+        start: int = 0,
+        stop: int = 0,
+        written: list[int] | None = None,
+    ):
         self.size, self.memory, self.start, self.stop = size, tuple(memory), start, stop
+        self._written = [stop] if written is None else written  # of all windows on this memory
         self.views = tuple(x[start:stop] for x in self.memory)
 
     @classmethod
@@ -43,15 +51,17 @@ class Window:
         new = rows[0].shape[0]
         kept = min(len(self), self.size - new)
         memory, start, stop = self.memory, self.stop - kept, self.stop
-        if stop + new > memory[0].shape[0]:
+        written = self._written
+        if stop + new > memory[0].shape[0] or stop != written[0]:  # or a copy went on from here
             memory = _memory(self.size, memory)
             for x, old in zip(memory, self.memory, strict=True):
                 x[:kept] = old[start:stop]
-            start, stop = 0, kept
+            start, stop, written = 0, kept, [kept]
         for x, of in zip(memory, rows, strict=True):
             # .data has a version of its own: the views' stays, since their rows do.
             x.data[stop : stop + new] = of
-        return Window(self.size, memory, start, stop + new)
+        written[0] = stop + new
+        return Window(self.size, memory, start, stop + new, written)
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> Window:
         return Window(self.size, [fn(x) for x in self.memory], self.start, self.stop)

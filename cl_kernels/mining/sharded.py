@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import check_embeddings
+from cl_kernels.checks import check_embeddings, check_filters
 from cl_kernels.csr import CSR, as_csr
 from cl_kernels.pairs import PairFilter, as_filters
 from cl_kernels.ranks.agreement import Entry, agree, described, together
@@ -60,4 +60,5 @@ def over_shards(
 def _filters(query: Any, corpus: Any, given: Mapping[str, Any]) -> tuple[PairFilter, ...]:
     for name, x in (("query", query), ("corpus", corpus)):
         check_embeddings(name, x)
-    return as_filters(given["where"], most=2)
+    filters = as_filters(given["where"], most=2)
+    return check_filters(filters, (len(query), len(corpus)), query.device)

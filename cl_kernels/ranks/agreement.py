@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -16,7 +17,11 @@ from cl_kernels.reading import readable
 Made = TypeVar("Made")
 
 _LOOKED_AT = 1 << 20
-_MOST = 96  # entries of a call: its arguments, and the tensors in them
+_MOST = 512  # entries of a call: its arguments, and the tensors in them
+
+
+class Disagreement(ValueError):
+    """Raised by all ranks alike."""
 
 
 class Entry(NamedTuple):
@@ -50,16 +55,20 @@ def described(value: Any, *, cut: bool = False) -> str:
         if cut and not (value and all(isinstance(x, (Tensor, PairFilter)) for x in value)):
             return f"a {type(value).__name__}"  # a row's positives are its own
         return f"({', '.join(described(x, cut=cut) for x in value)})"
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return repr(float(value))
+    if value is None or isinstance(value, (bool, str)):
         return repr(value)
     return f"a {type(value).__name__}"
 
 
 def _checksum(x: Tensor) -> int:
-    """Of the first numbers: of bits, since no order of adding them up makes another."""
+    """Of the bits of the first numbers, by their places."""
     some = x.detach().reshape(-1)[:_LOOKED_AT].contiguous()
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
-    return int(some.view(bits).sum(dtype=torch.int64))
+    of_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
+    bits = some.view(of_size).long()
+    place = torch.arange(1, len(bits) + 1, device=x.device)
+    return int((bits * place).sum())  # in whole numbers, that overflow alike everywhere
 
 
 def agree(
@@ -74,7 +83,7 @@ def agree(
         device: Where the group's tensors live.
 
     Raises:
-        ValueError: On every rank, if they differ; the message names an argument.
+        Disagreement: On every rank, if they differ; the message names an argument.
     """
     if len(entries) >= _MOST:
         raise ValueError(
@@ -88,10 +97,10 @@ def agree(
     for place, entry in enumerate(entries):
         sums = [of_rank[place][0] for of_rank in of_all]
         if len(set(sums)) > 1:
-            raise ValueError(_difference(entry, sums, ranks))
+            raise Disagreement(_difference(entry, sums, ranks))
     extra = [of_rank[len(entries)][0] for of_rank in of_all]
     if any(extra):
-        raise ValueError(f"{name}: expected the same arguments on every rank, got others")
+        raise Disagreement(f"{name}: expected the same arguments on every rank, got others")
     return [[of_rank[place][1] for of_rank in of_all] for place in range(1, len(entries))]
 
 
@@ -101,15 +110,33 @@ def together(ranks: Ranks, name: str, make: Callable[[], Made], device: torch.de
     made, wrong = None, None
     try:
         made = make()
-    except (TypeError, ValueError) as error:
+    except Disagreement:
+        raise
+    except Exception as error:
         wrong = error
+    tell(ranks, name, wrong, device)
+    return cast(Made, made)
+
+
+def tell(ranks: Ranks, name: str, wrong: Exception | None, device: torch.device) -> None:
+    """Raises this rank's error, and another where a rank has one."""
     try:
         agree(ranks, name, [Entry(name, "a call" if wrong is None else "an error")], device)
-    except ValueError as error:
+    except Disagreement as error:
         raise (wrong or error) from None
     if wrong is not None:
         raise wrong
-    return cast(Made, made)
+
+
+def modes(gather: str) -> list[Entry]:
+    """What decides about how a loss is called over ranks, and is no argument of its."""
+    autocast = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    dtypes = [f"{d}: {torch.get_autocast_dtype(d)}" for d in autocast]
+    return [
+        Entry("gather", gather),
+        Entry("autocast", ", ".join(dtypes)),
+        Entry("torch.is_grad_enabled()", repr(torch.is_grad_enabled())),
+    ]
 
 
 def _difference(entry: Entry, sums: Sequence[int], ranks: Ranks) -> str:

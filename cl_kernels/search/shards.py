@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_kernels.checks import as_bound, check_embeddings
+from cl_kernels.checks import as_bound, check_embeddings, check_filters
 from cl_kernels.csr import CSR, left_out
-from cl_kernels.pairs import PairFilter, as_filters
+from cl_kernels.pairs import PairFilter
 from cl_kernels.ranks.agreement import Entry, agree, described, together
 from cl_kernels.ranks.group import Ranks, without_compiling
 
@@ -107,7 +107,7 @@ def over_shards(topk: Search, arguments: Mapping[str, Any]) -> TopK:
     rows, keys = agree(ranks, "topk", entries, device)[:2]
     shards = ShardedKeys(ranks, key, keys)
     exclude, keep = given.pop("exclude"), given.pop("keep")
-    lists = together(ranks, "exclude", lambda: _lists(exclude, query, shards), device)
+    lists = together(ranks, "exclude", lambda: _lists(exclude, keep, query, shards), device)
     if lists is not None:
         given["exclude"] = gathered_lists(ranks, lists, rows)
     given["keep"] = None if keep is None else ranks.rows(keep, rows)[:, shards.own]
@@ -131,14 +131,17 @@ def _checked(query: Any, key: Any, given: dict[str, Any]) -> Tensor:
         raise ValueError("query: expected no gradient with a group, whose keys lie elsewhere")
     for name in ("below", "above"):
         given[name] = as_bound(name, given[name], query)
-    given["where"] = as_filters(given["where"])
+    given["where"] = check_filters(given["where"], (len(query), len(key)), query.device)
     keep = given["keep"]
-    if keep is not None and not (isinstance(keep, Tensor) and keep.dim() == 2):
+    if keep is not None and not (isinstance(keep, Tensor) and keep.dtype == torch.bool):
         raise TypeError(f"keep: expected a boolean tensor [M, N], got {described(keep)}")
     return query
 
 
-def _lists(exclude: Any, query: Tensor, shards: ShardedKeys) -> CSR | None:
+def _lists(exclude: Any, keep: Tensor | None, query: Tensor, shards: ShardedKeys) -> CSR | None:
+    if keep is not None and keep.shape != (len(query), len(shards)):
+        expected = [len(query), len(shards)]
+        raise ValueError(f"keep: expected shape {expected}, got {list(keep.shape)}")
     if exclude is None:
         return None
     return left_out("exclude", exclude, len(query), len(shards), query.device)

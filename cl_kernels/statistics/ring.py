@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -12,10 +13,12 @@ from cl_kernels._precision import accumulator
 from cl_kernels._spread import Spread
 from cl_kernels.calls import Call
 from cl_kernels.pairs import OF_KEYS, Pairs
+from cl_kernels.ranks.agreement import Disagreement, Entry, agree
 from cl_kernels.ranks.group import Ranks
 from cl_kernels.statistics.operations import Gradients, backward, forward
 from cl_kernels.statistics.table import STATISTICS, Statistic
 
+_NAME = "ring"
 _RANK_SHIFT = 40  # ids of a rank's rows stay below 2^40
 
 
@@ -90,7 +93,8 @@ class Ring(Spread):
         ids = of_keys.pop("key_ids")
         given = {name: x for name, x in of_keys.items() if x is not None}
         shard = _Shard(key.to(call.compute_dtype), ids, tuple(given), tuple(given.values()), ())
-        counts = self.ranks.all(torch.tensor(key.shape[0], device=key.device)).tolist()
+        said = f"{call.compute_dtype}, {len(ids)} filters, {', '.join(given)}"
+        (counts,) = agree(self.ranks, _NAME, [Entry("keys", said, key.shape[0])], key.device)
         return shard, counts
 
     def _round(
@@ -150,6 +154,12 @@ class _Shard(NamedTuple):
         named = dict(zip(self.names, self.given, strict=True))
         pairs: Pairs = call.pairs._replace(key_ids=self.ids, **named)
         return call._replace(pairs=pairs)
+
+
+def tell_those_in_a_ring(ranks: Ranks, error: Exception, device: torch.device) -> None:
+    """That this rank's keys will not come: they raise as well."""
+    with suppress(Disagreement):
+        agree(ranks, _NAME, [Entry("keys", f"an error: {error}")], device)
 
 
 def _of_rectangles(statistic: Statistic) -> Statistic:

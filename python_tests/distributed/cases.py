@@ -231,7 +231,7 @@ CASES = {
         lambda x, **o: cl.supcon(x.first, _other_lists(x), temperature=1 / x.scale, **o)
     ),
     "decoupled": Case(
-        lambda x, **o: cl.decoupled(x.first, x.second, 1 / x.scale, **o), ring=True, rows="views"
+        lambda x, **o: cl.decoupled(x.first, x.second, 1 / x.scale, **o), rows="views"
     ),
     "weighted_decoupled": Case(
         lambda x, **o: cl.weighted_decoupled(x.first, x.second, 1 / x.scale, **o), rows="views"

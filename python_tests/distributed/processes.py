@@ -17,7 +17,7 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
-def run(function, ranks, *args, timeout=120.0, survivors=None):
+def run(function, ranks, *args, timeout=20.0, survivors=None):
     """What ``function(rank, *args)`` returns on each rank that survives, all by default; raises
     what one of them raised."""
     survivors = range(ranks) if survivors is None else survivors

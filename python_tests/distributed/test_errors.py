@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -64,6 +65,55 @@ def calls(rank, x, gather):
         yield "where", lambda: clip(x, where="no filter" if odd else (), **options)
 
 
+def own_mistakes(rank, x, gather):
+    """What rank 1 alone gets wrong: it says so itself, the others say that a rank has."""
+    odd, N = rank == 1, len(x.first)
+    few = x.second[: N - 1] if odd else x.second
+    short = x.numbers[: N - 1] if odd else x.numbers
+    ids = x.labels[: N - 1] if odd else x.labels
+    options = {"gather": gather}
+    yield lambda: cl.clip(x.first, few, 3.0, **options)
+    yield lambda: cl.negative_cosine(x.first, few, **options)
+    yield lambda: clip(x, weights=short, **options)
+    yield lambda: clip(x, weights=-x.numbers if odd else x.numbers, **options)
+    yield lambda: clip(x, where=PairFilter(ids, ids, "different"), **options)
+    yield lambda: cl.arcface(x.first, x.labels + 9 * rank, x.weight, reduction="none", **options)
+    yield lambda: cl.info_nce(x.first, None if odd else x.second, **options)
+    if gather == "all":
+        other_queue = PairFilter(x.labels, torch.arange(9) + rank, "different")
+        yield lambda: cl.info_nce(
+            x.first, x.second, x.queue, in_batch_negatives=True, negative_where=other_queue,
+            **options,
+        )  # fmt: skip
+        target = torch.arange(N) + (3 if odd else 0)
+        yield lambda: cl.info_nce(x.first, x.second, target=target, **options)
+        yield lambda: cl.info_nce(x.first, None if odd else x.second, target=target, **options)
+        swapped = x.weight.flip(0) if odd else x.weight
+        yield lambda: cl.proxy_anchor(x.first, x.labels, swapped, **options)
+    else:
+        yield lambda: clip(x, target=torch.arange(N) if odd else None, **options)
+
+
+def swapped_numbers(rank):
+    """Rows of one rank that do not belong together, though there are as many in all."""
+    n, m = ((4, 6), (6, 4))[rank]
+    data = Data.random([6, 6])
+    x = data.of(rank)
+    first, second, labels, numbers = x.first[:n], x.second[:m], x.labels[:m], x.numbers[:m]
+    for call in (
+        lambda: cl.info_nce(first, second, gather="all"),
+        lambda: cl.clip(first, second, 3.0, gather="all"),
+        lambda: cl.nt_xent(first, second, gather="all"),
+        lambda: cl.supcon(first, labels, gather="all"),
+        lambda: cl.cosent(first, x.second[:n], numbers, gather="all"),
+        lambda: clip(x._replace(first=first, second=x.second[:n]), weights=numbers, gather="all"),
+    ):
+        with pytest.raises(ValueError, match="expected as many rows as"):
+            call()
+    target = torch.zeros(n, dtype=torch.int64)
+    cl.info_nce(first, second, target=target, gather="all")  # keys of another number
+
+
 def disagreeing(rank):
     x = Data.random([4, 6]).of(rank)
     for gather in BOTH:
@@ -72,6 +122,20 @@ def disagreeing(rank):
                 call()
             assert "rank" in str(caught.value) or rank == 1, caught.value
             assert x.first.grad is None
+        for call in own_mistakes(rank, x, gather):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+        with torch.no_grad() if rank else nullcontext(), pytest.raises(ValueError, match="grad"):
+            clip(x, gather=gather)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=rank == 1)
+        with autocast, pytest.raises(ValueError, match="autocast"):
+            clip(x, gather=gather)
+        with pytest.raises(ValueError, match="gather"):
+            clip(x, gather=BOTH[rank])
+        nothing = clip(x, weights=torch.zeros(len(x.first)), gather=gather)
+        (1024 * nothing).backward()
+        assert nothing == 0 and not x.first.grad.any()
+        x.first.grad = x.second.grad = x.scale.grad = None
         cl.info_nce(x.first, x.second, x.queue + rank, gather=gather)  # a queue of its own
         clip(x, gather=gather).backward()  # the group is as good as before
         x.first.grad = x.second.grad = x.scale.grad = None
@@ -79,6 +143,10 @@ def disagreeing(rank):
 
 def test_ranks_that_disagree():
     run(disagreeing, 2)
+
+
+def test_rows_that_do_not_belong_together():
+    run(swapped_numbers, 2)
 
 
 def wrong_on_all(rank):

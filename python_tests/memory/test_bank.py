@@ -291,3 +291,16 @@ def test_bad_updates_leave_the_bank_as_it_was(indices, embeddings, error, messag
 def test_repr():
     shown = "MemoryBank(12, 5, momentum=0.5, normalize=True, dtype=torch.float64)"
     assert repr(bank_of()) == shown
+
+
+def test_what_was_read_outlives_moves_and_copies():
+    bank = MemoryBank(6, 4, initialize="random")
+    keys = bank.keys
+    before = keys.clone()
+    bank.to("cpu")
+    bank.update(torch.arange(3), torch.randn(3, 4))
+    assert torch.equal(keys, before)
+    other = copy.copy(bank)
+    keys, before = bank.keys, bank.keys.clone()
+    other.update(torch.arange(3), torch.randn(3, 4))
+    assert torch.equal(keys, before) and torch.equal(bank.keys, before)

@@ -253,3 +253,14 @@ class TestBanks:
     def test_bad_banks(self, bank, labels, error, message):
         with pytest.raises(error, match=message):
             Queue.from_bank(bank, labels)
+
+
+def test_a_shallow_copy_goes_on_by_itself():
+    queue = Queue(8, 2)
+    queue.push(torch.zeros(4, 2))
+    other = copy.copy(queue)
+    queue.push(torch.ones(2, 2))
+    keys = queue.keys.clone()
+    other.push(torch.full((2, 2), 7.0))
+    assert torch.equal(queue.keys, keys)
+    assert torch.equal(other.keys[-2:], torch.full((2, 2), 7.0)) and len(other) == 6
