@@ -1,0 +1,157 @@
+"""``python -m examples.clip train`` and ``search``; the same ``train`` resumes.
+
+``torchrun --nproc-per-node 2 -m examples.clip train`` shares every batch among two processes.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from examples.clip import index
+from examples.clip.config import Config, make_config
+from examples.clip.data import Data, DataError, load
+from examples.clip.index import SearchError
+from examples.clip.ranks import joined, started_first
+from examples.clip.train import Trainer
+from examples.common.checkpoint import CheckpointError
+from examples.common.guards import (
+    NonFiniteLoss,
+    OutputError,
+    check_output_folder,
+    one_line,
+    writing,
+)
+from examples.common.lock import LockError, hold
+
+CHECKPOINT = "checkpoint.pt"
+ERRORS = (
+    CheckpointError,
+    DataError,
+    LockError,
+    OSError,
+    OutputError,
+    SearchError,
+    ValueError,
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One option for each setting, and those that do not touch the weights."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.clip",
+        description="Train a picture tower and a name tower, and find characters by their names.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train, evaluate, report; the same command resumes")
+    train.add_argument("--fresh", action="store_true", help="delete the checkpoint in --out")
+    train.add_argument("--no-report", action="store_true", help="train only")
+    ask = commands.add_parser("search", help="answer from what train wrote")
+    ask.add_argument("question", help="a name, or some words of it")
+    ask.add_argument("--top", type=int, default=10, help="characters to show (10)")
+    ask.add_argument("--image", type=Path, help="where to draw them; default: search.png in --out")
+    for command in (train, ask):
+        command.add_argument("--out", type=Path, help="folder of the run; default: runs/clip")
+        command.add_argument("--quick", action="store_true", help="a small run, in its own folder")
+    for setting in fields(Config):
+        train.add_argument(
+            "--" + setting.name.replace("_", "-"),
+            type=setting.type,
+            choices=setting.metadata["choices"],
+            default=argparse.SUPPRESS,
+            help=f"{setting.metadata['help']} ({setting.default})",
+        )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the example; returns the exit status."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    speaks = started_first()
+    try:
+        said = COMMANDS[options.command](options)
+        if speaks:
+            print(said)
+    except ERRORS as error:
+        if speaks:
+            print(f"{parser.prog}: {one_line(error, 2000)}", file=sys.stderr)
+        return 2
+    except NonFiniteLoss as error:
+        if speaks:
+            print(f"{parser.prog}: stopped: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        if speaks:
+            print("\ninterrupted; the same command resumes after the last epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(options: argparse.Namespace) -> str:
+    """Trains, or continues; returns the report."""
+    given = {s.name: getattr(options, s.name) for s in fields(Config) if hasattr(options, s.name)}
+    config = make_config(given, quick=options.quick)
+    with joined() as ranks:
+        if ranks.size > 1 and config.device != "cpu":
+            raise ValueError(f"device: expected cpu with several processes, got {config.device}")
+        data, folder = load(config), _folder(options)
+        trainer = Trainer(config, data, ranks)
+        if not ranks.first:
+            ranks.wait()  # for the first to have the folder
+            _train(trainer, folder)
+            return ""
+        check_output_folder(folder, trainer.disk_bytes())
+        with hold(folder), writing(folder, OSError):
+            if options.fresh:
+                (folder / CHECKPOINT).unlink(missing_ok=True)
+            ranks.wait()
+            _train(trainer, folder)
+            return "" if options.no_report else _report(trainer, data, folder)
+
+
+def _train(trainer: Trainer, folder: Path) -> None:
+    path, ranks = folder / CHECKPOINT, trainer.ranks
+    if path.exists():
+        trainer.resume(path)
+        if ranks.first:
+            print(f"resumed {path} after epoch {trainer.epoch} of {trainer.config.epochs}")
+    ranks.wait()  # before the first writes another
+    try:
+        trainer.run(path)
+    except NonFiniteLoss as error:
+        if ranks.first:
+            print(f"all ids of the batch are in {error.save(folder)}", file=sys.stderr)
+        raise
+    ranks.wait()
+
+
+def _report(trainer: Trainer, data: Data, folder: Path) -> str:
+    from examples.clip.report import write_report  # plots: a second of imports
+
+    return write_report(trainer, data, folder)
+
+
+def search(options: argparse.Namespace) -> str:
+    """The characters nearest to a question, drawn and named."""
+    from examples.clip.plots import plot_hits
+
+    folder = _folder(options)
+    hits = index.search(options.question, index.load(folder), options.top)
+    image = options.image or folder / "search.png"
+    with writing(image):
+        plot_hits(options.question, hits, image)
+    lines = [f"{hit.score:.3f}  U+{hit.code:04X} {chr(hit.code)}  {hit.name}" for hit in hits]
+    return "\n".join([*lines, f"drawn in {image}"])
+
+
+COMMANDS = {"train": train, "search": search}
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    return options.out or Path("runs/clip-quick" if options.quick else "runs/clip")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

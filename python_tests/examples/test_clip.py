@@ -1,0 +1,403 @@
+"""The CLIP example: a whole run, the split, exact resume after a kill, several processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("safetensors")
+pytest.importorskip("tokenizers")
+
+from examples.clip import data, evaluate, index, pixels, splits
+from examples.clip.__main__ import main
+from examples.clip.augment import augment, draw
+from examples.clip.config import make_config
+from examples.clip.glyphs import render
+from examples.clip.model import Contrast
+from examples.clip.names import Vocabulary
+from examples.clip.ranks import Ranks
+from examples.clip.train import Trainer
+from examples.common import checkpoint
+from examples.common.lock import hold
+from python_tests.distributed.processes import needs_gloo, run
+from tools.soak import differences
+
+SMALL = {
+    "characters": 200, "batch_size": 256, "chunk": 64, "epochs": 3, "width": 4, "stages": 2,
+    "dim": 16, "device": "cpu",
+}  # fmt: skip
+
+
+def config(**settings):
+    return make_config({**SMALL, **settings})
+
+
+def make_trainer(ranks=Ranks(), **settings):  # noqa: B008
+    settings = config(**settings)
+    return Trainer(settings, data.load(settings), ranks)
+
+
+def arguments(out, **settings):
+    named = {**SMALL, "out": out, **settings}
+    return [x for name, value in named.items() for x in ("--" + name.replace("_", "-"), str(value))]
+
+
+def outcome(trainer):
+    """Everything but the time that it took."""
+    return {name: value for name, value in trainer.state_dict().items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return data.load(config())
+
+
+@pytest.fixture(scope="module")
+def glyphs():
+    return render()
+
+
+# A whole run
+
+
+def test_a_run_learns_reports_answers_and_does_not_train_twice(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    settings = {"epochs": 8, "width": 8, "dim": 48, "chunk": 128, "learning_rate": 0.02}
+    assert main(["train", *arguments(folder, **settings)]) == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "held-out fonts",
+        "unseen combinations",
+        "both at once",
+        "name -> picture",
+        "R@10",
+    ):
+        assert word in printed
+    for name in ("loss.png", "answers.png"):
+        assert str(folder / name) in printed
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    record = json.loads((folder / "report.json").read_text())
+    for row in record["zero_shot"]:
+        assert row["clip"] > 5 * row["chance"] and row["exact"] <= row["best_exact"] <= 1
+    assert record["losses"][-1] < 0.6 * record["losses"][0]
+    assert len(record["history"]) == 8 and record["step_memory_bytes"] > 0
+
+    assert main(["search", "greek capital letter omega", "--out", str(folder), "--top", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^-?\d\.\d{3}  U\+", printed, re.MULTILINE)) == 5
+    assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(Trainer, "train_epoch", None)
+    assert main(["train", *arguments(folder, **settings)]) == 0
+    assert "resumed" in capsys.readouterr().out
+    again = json.loads((folder / "report.json").read_text())
+    assert again["zero_shot"] == record["zero_shot"] and again["retrieval"] == record["retrieval"]
+
+
+def test_an_index_answers_with_the_nearest_pictures_and_says_when_it_cannot(tmp_path, capsys):
+    trainer = make_trainer(epochs=1)
+    trainer.train_epoch()
+    glyphs = render(SMALL["characters"])
+    index.export(trainer.model, trainer.config, glyphs, tmp_path)
+    there = index.load(tmp_path)
+    hits = index.search("latin small letter a", there, 400)
+    assert len(hits) == 200  # every character, once
+    question = evaluate.embed_names(trainer.model.text, ["LATIN SMALL LETTER A"])
+    scores = (question @ evaluate.embed_pictures(trainer.model.image, glyphs.pixels).T)[0]
+    best = glyphs.characters[scores.argmax()]
+    assert hits[0].name == glyphs.names[best]
+    assert hits[0].score == pytest.approx(scores.max().item(), abs=1e-5)
+    assert torch.equal(hits[0].pictures[0], glyphs.pixels[scores.argmax()])
+
+    def refused(*options):
+        assert main(["search", *options]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("python -m examples.clip: ") and message.count("\n") == 1
+        return message
+
+    asked = ["--out", str(tmp_path)]
+    assert "top: expected at least 1, got 0" in refused("omega", "--top", "0", *asked)
+    assert "got xyzzy, plugh" in refused("xyzzy plugh", *asked)
+    assert "holds no index" in refused("omega", "--out", str(tmp_path / "nothing"))
+    path = tmp_path / index.TOWERS / index.INDEX
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "is damaged" in refused("omega", *asked)
+
+
+# What is held out
+
+
+@pytest.mark.parametrize("which", ["test", "validation"])
+def test_nothing_held_out_is_in_training(glyphs, which):
+    parts = splits.split(glyphs, which)
+    families = [glyphs.families()[font] for font in glyphs.fonts.tolist()]
+    names = [glyphs.names[character] for character in glyphs.characters.tolist()]
+    train = parts.train.tolist()
+    heldout = splits.HELDOUT_FAMILY[which]
+    assert heldout not in {families[i] for i in train}
+    assert {families[i] for i in [*parts.fonts.tolist(), *parts.both.tolist()]} == {heldout}
+    trained = {names[i] for i in train}
+    assert {names[i] for i in parts.fonts.tolist()} <= trained
+    unseen = {names[i] for i in [*parts.combinations.tolist(), *parts.both.tolist()]}
+    assert len(unseen) > 90 and not unseen & trained
+    for letter, mark in parts.pairs:  # in neither case, alone or with further diacritics
+        forms = [letter.replace(" LETTER ", f"{case} LETTER ") for case in (" CAPITAL", " SMALL")]
+        for name in trained:
+            base, _, marks = name.partition(" WITH ")
+            assert base not in [letter, *forms] or mark not in marks.split(" AND ")
+        assert any(name.partition(" WITH ")[0] in [letter, *forms] for name in trained)
+        assert sum(mark in name.partition(" WITH ")[2].split(" AND ") for name in trained) >= 3
+    pictures = [picture.tobytes() for picture in glyphs.pixels.numpy()]
+    out = torch.cat([parts.fonts, parts.combinations, parts.both]).tolist()
+    assert not {pictures[i] for i in train} & {pictures[i] for i in out}
+
+
+def test_validation_leaves_the_test_alone(glyphs):
+    test, validation = splits.split(glyphs, "test"), splits.split(glyphs, "validation")
+    tested = torch.cat([test.fonts, test.combinations, test.both])
+    used = torch.cat(validation[:4])
+    assert not set(tested.tolist()) & set(used.tolist())
+    assert not test.pairs & validation.pairs
+
+
+def test_a_leak_is_found(glyphs):
+    parts = splits.split(glyphs)
+    for part, said in (("fonts", "fonts in"), ("combinations", "characters in")):
+        leaking = torch.cat([parts.train, getattr(parts, part)[:1]])
+        with pytest.raises(splits.LeakError, match=said):
+            splits.check_apart(glyphs, parts._replace(train=leaking))
+    seen = splits.pairs_of("LATIN SMALL LETTER A WITH ACUTE") | parts.pairs
+    with pytest.raises(splits.LeakError, match="combinations in training: LATIN"):
+        splits.check_apart(glyphs, parts._replace(pairs=frozenset(seen)))
+
+
+def test_characters_are_what_their_names_say(glyphs):
+    by_name = dict(zip(glyphs.names, glyphs.groups.tolist(), strict=True))
+    latin, greek, cyrillic = (
+        by_name[f"{script} LETTER {name}"]
+        for script, name in (
+            ("LATIN CAPITAL", "A"), ("GREEK CAPITAL", "ALPHA"), ("CYRILLIC CAPITAL", "A")
+        )
+    )  # fmt: skip
+    assert latin == greek == cyrillic != by_name["LATIN CAPITAL LETTER A WITH ACUTE"]
+    assert "KELVIN SIGN" not in by_name and "MATHEMATICAL BOLD CAPITAL A" not in by_name
+    assert glyphs.pixels.flatten(1).amax(1).min() > 0  # no space, and no mark without its letter
+
+
+# Names, views, loss
+
+
+def test_names_of_the_same_words_in_another_order_differ():
+    names = [
+        f"LATIN {case} LETTER U WITH {marks}"
+        for case in ("SMALL", "CAPITAL")
+        for marks in ("MACRON AND DIAERESIS", "DIAERESIS AND MACRON")
+    ]
+    vocabulary = Vocabulary.of(names)
+    rows = [sorted(row.tolist()) for row in vocabulary.ids(names)]
+    assert len({tuple(row) for row in rows}) == 4
+    assert vocabulary.ids(["nothing of this"]).tolist() == [[0]]
+    assert len(vocabulary) == 1 + len(vocabulary.entries)
+
+
+def test_views_are_near_their_pictures(small):
+    pictures = small.of("train").pixels[::20]
+    draws = draw(len(pictures), pictures.shape[-1], torch.Generator().manual_seed(0))
+    views = augment(pictures, draws)
+    plain = pictures[:, None].float() / 255
+    alike = F.cosine_similarity(views.flatten(1), plain.flatten(1))
+    assert alike.mean() > 0.6 and alike.max() < 0.999
+    still = augment(pictures, type(draws)(*(torch.zeros_like(x) for x in draws)))
+    torch.testing.assert_close(still, plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_look_alikes_are_no_negatives(name):
+    loss = Contrast(name, "all").double()
+    image, text = torch.randn(2, 6, 5, dtype=torch.float64)
+    groups = torch.tensor([0, 0, 1, 2, 2, 3])
+    same = groups[:, None] == groups
+    logits = F.normalize(image) @ F.normalize(text).T * loss.log_scale.exp()
+    if name == "clip":
+        logits = logits.masked_fill(same & ~torch.eye(6, dtype=torch.bool), -torch.inf)
+        own = torch.arange(6)
+        expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    else:
+        expected = -F.logsigmoid((logits + loss.bias) * (2.0 * same - 1)).sum() / 6
+    torch.testing.assert_close(loss(image, text, groups), expected)
+
+
+def test_chance_is_that_of_random_orders():
+    relevant = torch.tensor([1, 3, 3])
+    assert evaluate.chance(relevant, 10, 1) == pytest.approx((0.1 + 0.3 + 0.3) / 3)
+    assert evaluate.chance(relevant, 10, 10) == 1
+    assert evaluate.chance(torch.tensor([2]), 5, 2) == pytest.approx(1 - 3 / 10)
+
+
+def test_pixels_compose_what_was_held_out(small):
+    drawn = pixels.composed(small)
+    assert set(drawn.characters.tolist()) <= set(small.unseen().tolist())
+    trained = set(small.of("train").fonts.tolist())
+    assert len(drawn.pixels) > 50 and set(drawn.fonts.tolist()) <= trained
+    asked = small.of("combinations")
+    right = pixels.nearest(small, asked, small.unseen()) == asked.characters
+    assert right.double().mean() > 0.5
+    assert torch.equal(
+        pixels.nearest(small, small.of("train"), small.known()).unique(), small.known()
+    )
+
+
+# Checkpoints
+
+
+def test_resume_after_a_real_kill_is_exact(tmp_path):
+    path, epochs = tmp_path / "checkpoint.pt", 5
+    script = (
+        "import pathlib, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        "from python_tests.examples.test_clip import make_trainer\n"
+        f"make_trainer(epochs={epochs}).run(pathlib.Path({str(path)!r}))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
+    )
+    try:
+        whole = make_trainer(epochs=epochs)
+        whole.run(tmp_path / "whole.pt")
+        deadline = time.monotonic() + 60
+        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    resumed = make_trainer(epochs=epochs)
+    resumed.resume(path)
+    assert 1 <= resumed.epoch < epochs
+    resumed.run(path)
+    assert not list(differences(outcome(resumed), outcome(whole)))
+
+
+def test_an_interrupted_epoch_counts_for_nothing(tmp_path):
+    def interrupt(loss):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "checkpoint.pt"
+    first = make_trainer(loss="siglip", chunk=0)
+    first.train_epoch()
+    checkpoint.save(path, first.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        first.train_epoch(interrupt)
+    second = make_trainer(loss="siglip", chunk=0)
+    second.resume(path)
+    second.run(path)
+    whole = make_trainer(loss="siglip", chunk=0)
+    whole.run(tmp_path / "whole.pt")
+    assert not list(differences(outcome(second), outcome(whole)))
+
+
+# Several processes
+
+SHARED = {"precision": "float64", "epochs": 1}
+WAYS = [{}, {"gather": "ring"}, {"loss": "siglip"}, {"chunk": 0}]
+
+
+def shared(rank):
+    """The losses of a run, and the weights after it, for each way to share it."""
+    found = []
+    for way in WAYS:
+        trainer = make_trainer(Ranks(rank, 2), **SHARED, **way)
+        trainer.train_epoch()
+        found.append((trainer.losses, trainer.model.state_dict()))
+    return found
+
+
+@needs_gloo
+def test_two_processes_have_the_losses_of_one():
+    both = run(shared, 2)
+    for place, way in enumerate(WAYS):
+        alone = make_trainer(**SHARED, **way)
+        alone.train_epoch()
+        for found in both:
+            losses, weights = found[place]
+            assert len(losses) > 4
+            torch.testing.assert_close(losses, alone.losses, rtol=1e-9, atol=0)
+            torch.testing.assert_close(
+                dict(weights), dict(alone.model.state_dict()), rtol=1e-7, atol=1e-9
+            )
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_torchrun_shares_a_run_that_one_process_may_not_resume(tmp_path, capfd):
+    options = arguments(tmp_path / "two", **SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "examples.clip", "train", "--no-report", *options]
+    subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    state = checkpoint.load(tmp_path / "two" / "checkpoint.pt", "CLIP")
+    alone = make_trainer(**SHARED)
+    alone.train_epoch()
+    torch.testing.assert_close(state["losses"], alone.losses, rtol=1e-9, atol=0)
+    assert not (tmp_path / "two" / "run.lock").exists()
+    capfd.readouterr()
+    assert main(["train", *options]) == 2
+    assert "processes is 2 there and 1 here" in capfd.readouterr().err
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"batch_size": 1}, "batch_size: expected at least 2, got 1"),
+    ({"batch_size": 100_000}, r"batch_size: expected at most the \d+ training pictures, got"),
+    ({"stages": 9}, "stages: expected a pixel left of 32, which each halves, got 9"),
+    ({"loss": "siglip", "gather": "ring"}, "gather: expected all with siglip, got ring"),
+    ({"learning_rate": "nan"}, "learning_rate: expected a positive number, got nan"),
+    ({"seed": -1}, "seed: expected at least 0 and below 2^63, got -1"),
+    ({"warmup": 1.0}, r"warmup: expected a share in \[0, 1\), got 1.0"),
+    ({"characters": 30}, "characters: expected enough for 10 pictures of each test, got 30"),
+    ({"device": "tpu"}, "device"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
+def test_wrong_options_end_in_one_line(tmp_path, capsys, wrong, said):
+    assert main(["train", *arguments(tmp_path / "run", **wrong)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("python -m examples.clip: ") and message.count("\n") == 1
+    assert re.search(said.replace("^", r"\^"), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_of_a_batch_are_of_one_size():
+    assert Ranks(1, 2).part(8) == slice(4, 8)
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes"):
+        Ranks(0, 3).part(8)
+
+
+def test_another_run_is_not_resumed_and_a_folder_in_use_not_taken(tmp_path, capsys):
+    trainer = make_trainer(epochs=1)
+    (tmp_path / "run").mkdir()
+    checkpoint.save(tmp_path / "run" / "checkpoint.pt", trainer.state_dict())
+    assert main(["train", *arguments(tmp_path / "run", epochs=1, loss="siglip")]) == 2
+    assert "loss is 'clip' there and 'siglip' here" in capsys.readouterr().err
+    with hold(tmp_path / "run"):
+        assert main(["train", *arguments(tmp_path / "run", epochs=1)]) == 2
+    assert "is in use by another run" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "backward", lambda self, chosen: float("nan"))
+    assert main(["train", *arguments(tmp_path / "run", epochs=1)]) == 3
+    assert "stopped: the loss is nan at step 1" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "run" / "nonfinite.json").read_text())["ids"]) == 256
