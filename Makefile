@@ -17,7 +17,7 @@ NATIVE := cl_kernels/_cpu.so
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo sbert moco methods test soak lint format bench kernels gpu-check gpu-rehearsal compat precompile clean distclean
+.PHONY: help build demo sbert moco methods clip test soak lint format bench kernels gpu-check gpu-rehearsal compat precompile clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -47,6 +47,9 @@ moco: build  ## train MoCo v2 on handwritten digits and print the report
 
 methods: build  ## a table of eight self-supervised methods at equal steps
 	$(BIN)/python -m examples.methods $(ARGS)
+
+clip: build  ## train CLIP on drawn characters and their names and print the report
+	$(BIN)/python -m examples.clip train $(ARGS)
 
 test: build  ## run the test suite; the GPU kernels under Triton's interpreter
 	$(PYTEST) --ignore=python_tests/triton $(ARGS)

@@ -13,28 +13,10 @@ from examples.clip import index
 from examples.clip.config import Config, make_config
 from examples.clip.data import Data, DataError, load
 from examples.clip.index import SearchError
-from examples.clip.ranks import joined, started_first
 from examples.clip.train import Trainer
-from examples.common.checkpoint import CheckpointError
-from examples.common.guards import (
-    NonFiniteLoss,
-    OutputError,
-    check_output_folder,
-    one_line,
-    writing,
-)
-from examples.common.lock import LockError, hold
-
-CHECKPOINT = "checkpoint.pt"
-ERRORS = (
-    CheckpointError,
-    DataError,
-    LockError,
-    OSError,
-    OutputError,
-    SearchError,
-    ValueError,
-)
+from examples.common.command import ended, to_the_end, working_in
+from examples.common.guards import writing
+from examples.common.ranks import joined
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,64 +49,27 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit status."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    speaks = started_first()
-    try:
-        said = COMMANDS[options.command](options)
-        if speaks:
-            print(said)
-    except ERRORS as error:
-        if speaks:
-            print(f"{parser.prog}: {one_line(error, 2000)}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        if speaks:
-            print(f"{parser.prog}: stopped: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        if speaks:
-            print("\ninterrupted; the same command resumes after the last epoch", file=sys.stderr)
-        return 130
-    return 0
+    return ended(make_parser(), arguments, run, (DataError, SearchError))
+
+
+def run(options: argparse.Namespace) -> str:
+    """The command that the options name; returns the text to print."""
+    return COMMANDS[options.command](options)
 
 
 def train(options: argparse.Namespace) -> str:
     """Trains, or continues; returns the report."""
     given = {s.name: getattr(options, s.name) for s in fields(Config) if hasattr(options, s.name)}
     config = make_config(given, quick=options.quick)
-    with joined() as ranks:
-        if ranks.size > 1 and config.device != "cpu":
-            raise ValueError(f"device: expected cpu with several processes, got {config.device}")
-        data, folder = load(config), _folder(options)
+    folder = _folder(options)
+    with joined(config.device) as ranks:
+        data = load(config)
         trainer = Trainer(config, data, ranks)
-        if not ranks.first:
-            ranks.wait()  # for the first to have the folder
-            _train(trainer, folder)
-            return ""
-        check_output_folder(folder, trainer.disk_bytes())
-        with hold(folder), writing(folder, OSError):
-            if options.fresh:
-                (folder / CHECKPOINT).unlink(missing_ok=True)
-            ranks.wait()
-            _train(trainer, folder)
-            return "" if options.no_report else _report(trainer, data, folder)
-
-
-def _train(trainer: Trainer, folder: Path) -> None:
-    path, ranks = folder / CHECKPOINT, trainer.ranks
-    if path.exists():
-        trainer.resume(path)
-        if ranks.first:
-            print(f"resumed {path} after epoch {trainer.epoch} of {trainer.config.epochs}")
-    ranks.wait()  # before the first writes another
-    try:
-        trainer.run(path)
-    except NonFiniteLoss as error:
-        if ranks.first:
-            print(f"all ids of the batch are in {error.save(folder)}", file=sys.stderr)
-        raise
-    ranks.wait()
+        with working_in(folder, trainer):
+            path = to_the_end(trainer, folder, fresh=options.fresh)
+            if options.no_report or not ranks.first:
+                return f"trained: {path}"
+            return _report(trainer, data, folder)
 
 
 def _report(trainer: Trainer, data: Data, folder: Path) -> str:
@@ -142,7 +87,10 @@ def search(options: argparse.Namespace) -> str:
     image = options.image or folder / "search.png"
     with writing(image):
         plot_hits(options.question, hits, image)
-    lines = [f"{hit.score:.3f}  U+{hit.code:04X} {chr(hit.code)}  {hit.name}" for hit in hits]
+    lines = [
+        f"{hit.score:.3f}  U+{hit.code:04X} {chr(hit.code)}  {hit.name} ({hit.font})"
+        for hit in hits
+    ]
     return "\n".join([*lines, f"drawn in {image}"])
 
 

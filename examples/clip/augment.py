@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT = 1.0  # pixels
-SCALE = 0.08  # each axis by a factor of exp(-this) to exp(this)
-SLANT = 0.1
-TURN = 0.03  # radians
-WEIGHT = 0.3  # of the way to a pen that is a pixel thinner or bolder on each side
+SHIFT = 0.6  # pixels
+SCALE = 0.05  # each axis by a factor of exp(-this) to exp(this)
+SLANT = 0.06
+TURN = 0.02  # radians
+WEIGHT = 0.2  # of the way to a pen that is a pixel thinner or bolder on each side
 BEND = 0.6  # pixels: how far points of a grid of KNOTS x KNOTS move, standard deviation
 KNOTS = 5
-NOISE = 0.04  # standard deviation, of pixels in [0, 1]
+NOISE = 0.025  # standard deviation, of pixels in [0, 1]
 
 
 class Draws(NamedTuple):

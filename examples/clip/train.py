@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cl_kernels import grad_cache_step
 from examples.clip.augment import augment, draw
 from examples.clip.config import Config
 from examples.clip.data import Data
-from examples.clip.model import make_model
-from examples.clip.ranks import ALONE, Ranks
+from examples.clip.model import Clip, make_model
 from examples.common import checkpoint
 from examples.common.fingerprint import fingerprint
 from examples.common.guards import check_finite, check_finite_weights
 from examples.common.images.optim import make_scheduler
+from examples.common.ranks import ALONE, Ranks
+
+SCALE_RATE = 0.2  # of the towers' learning rate: else the softmax is sharp before they are good
 
 
 class Trainer:
@@ -62,6 +64,11 @@ class Trainer:
         self.losses: list[float] = []  # of each step
         self.seconds = 0.0
         self.saved: Path | None = None  # the last good checkpoint
+
+    @property
+    def epochs(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs
 
     @property
     def epoch(self) -> int:
@@ -208,11 +215,13 @@ class Trainer:
                 self.saved = path
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    """Weight decay for matrices and filters only."""
-    weights = list(model.parameters())
+def make_optimizer(model: Clip, config: Config) -> torch.optim.AdamW:
+    """Weight decay for matrices and filters only; a slower rate for the scale of the logits."""
+    logits = list(model.contrast.parameters())
+    weights = [*model.image.parameters(), *model.text.parameters()]
     groups = [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": logits, "weight_decay": 0.0, "lr": SCALE_RATE * config.learning_rate},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from examples.common.command import ended
 from examples.common.guards import check_output_folder, writing
 from examples.common.images import command
 from examples.common.lock import hold
 from examples.common.process import ask, finished
+from examples.common.ranks import expect_alone
 from examples.methods import arm
 from examples.methods.catalogue import METHODS
 from examples.methods.config import PRESETS, make_config
@@ -44,11 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help="default: runs/methods")
     add("--fresh", action="store_true", help="delete the runs in --out that would be resumed")
     add("--quick", action="store_true", help="a few seconds, to see that it works")
-    return command.ended(parser, arguments, run)
+    return ended(parser, arguments, run, command.ERRORS)
 
 
 def run(options: argparse.Namespace) -> str:
     """Trains what is not yet trained; returns the text to print."""
+    expect_alone("methods")
     folder = options.out or Path("runs", "methods" + "-quick" * options.quick)
     check_output_folder(folder, DISK)
     with hold(folder), writing(folder, OSError):

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from examples.common.command import ended
 from examples.common.images import command
 from examples.moco.config import Config, make_config
 from examples.moco.train import Trainer, loss_facts
@@ -12,7 +13,7 @@ from examples.moco.train import Trainer, loss_facts
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit status."""
     parser = command.make_parser("moco", "Train MoCo v2 or v3 and report what it learned.", Config)
-    return command.ended(parser, arguments, run)
+    return ended(parser, arguments, run, command.ERRORS)
 
 
 def run(options: argparse.Namespace) -> str:

@@ -49,14 +49,14 @@ class MoCoV2(Learner):
         self._fresh = key, views.ids
         loss = info_nce(
             query, key, self.queue.keys_like(query), temperature=self.temperature,
-            where=PairFilter(views.ids, self.queue.labels, "different"),
+            where=PairFilter(views.ids, self.queue.labels, "different"), gather="all",
         )  # fmt: skip
         return loss, (query, key)
 
     def after_step(self) -> None:
         assert self._fresh is not None
         self.key.update()
-        self.queue.push(*self._fresh)
+        self.queue.push(*self._fresh, gather=True)
 
 
 class MoCoV3(Learner):
@@ -89,7 +89,7 @@ class MoCoV3(Learner):
         query_0, query_1 = (self.predictor(self(view)) for view in views[:2])
         key_0, key_1 = (self.key(view) for view in views[:2])
         others = PairFilter(views.ids, views.ids, "different")
-        settings = {"temperature": self.temperature, "where": others}
+        settings = {"temperature": self.temperature, "where": others, "gather": "all"}
         loss = info_nce(query_0, key_1, **settings) + info_nce(query_1, key_0, **settings)
         return 2 * self.temperature * loss, (query_0, key_1)
 

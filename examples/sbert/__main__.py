@@ -8,35 +8,18 @@ from pathlib import Path
 
 import torch
 
-from examples.common.checkpoint import CheckpointError
-from examples.common.guards import (
-    NonFiniteLoss,
-    OutputError,
-    check_output_folder,
-    one_line,
-    writing,
-)
-from examples.common.lock import LockError, hold
+from examples.common.command import ended, to_the_end, working_in
+from examples.common.ranks import joined
 from examples.sbert import mining
 from examples.sbert.config import Config, make_config
 from examples.sbert.data import Corpus, DataError, load
-from examples.sbert.encoder import EncoderError, load_encoder, make_encoder
+from examples.sbert.encoder import EncoderError, TextEncoder, load_encoder, make_encoder
 from examples.sbert.evaluate import evaluate
 from examples.sbert.index import ENCODER, SearchError, search
 from examples.sbert.report import write_report
 from examples.sbert.train import Trainer
 
 RUNS = Path("runs/sbert")
-ERRORS = (
-    CheckpointError,
-    DataError,
-    EncoderError,
-    LockError,
-    OSError,
-    OutputError,
-    SearchError,
-    ValueError,
-)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,42 +58,32 @@ def _shown(default: object) -> object:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit status."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    return ended(parser, arguments, run, (DataError, EncoderError, SearchError))
+
+
+def run(options: argparse.Namespace) -> str:
+    """The command that the options name; returns the text to print."""
     given = {s.name: getattr(options, s.name) for s in fields(Config) if hasattr(options, s.name)}
-    try:
-        print(COMMANDS[options.command](make_config(given, quick=options.quick), options))
-    except ERRORS as error:
-        print(f"{parser.prog}: {one_line(error, 2000)}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        print(f"{parser.prog}: stopped: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes after the last whole epoch", file=sys.stderr)
-        return 130
-    return 0
+    return COMMANDS[options.command](make_config(given, quick=options.quick), options)
 
 
 def train(config: Config, options: argparse.Namespace) -> str:
     """Trains, or continues; returns the report."""
-    corpus, folder = _corpus(config), _folder(config, options)
-    trainer = Trainer(config, corpus.train, lambda encoder: evaluate(encoder, corpus.heldout))
-    check_output_folder(folder, trainer.disk_bytes())
-    with hold(folder), writing(folder, OSError):
-        path = folder / "checkpoint.pt"
-        if options.fresh:
-            path.unlink(missing_ok=True)
-        if path.exists():
-            trainer.resume(path)
-            print(f"resumed {path} after epoch {trainer.epoch} of {trainer.epochs}")
-        try:
-            trainer.run(path)
-        except NonFiniteLoss as error:
-            places = ", ".join(corpus.train.places[i] for i in error.ids[:3])
-            where = error.save(folder)
-            print(f"all ids are in {where}; the first pairs: {places}", file=sys.stderr)
-            raise
-        return write_report(trainer, corpus, folder)
+    folder = _folder(config, options)
+    with joined(config.device) as ranks:
+        corpus = _corpus(config)
+
+        def monitor(encoder: TextEncoder) -> dict[str, float]:
+            return evaluate(encoder, corpus.heldout) if ranks.first else {}
+
+        trainer = Trainer(config, corpus.train, monitor, ranks)
+
+        def about(ids: list[int]) -> str:
+            return "; the first pairs: " + ", ".join(corpus.train.places[i] for i in ids[:3])
+
+        with working_in(folder, trainer):
+            path = to_the_end(trainer, folder, fresh=options.fresh, about=about)
+            return write_report(trainer, corpus, folder) if ranks.first else f"trained: {path}"
 
 
 def mine(config: Config, options: argparse.Namespace) -> str:

@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cl_kernels.grad_cache import GradCache
 from examples.common import checkpoint
 from examples.common.fingerprint import fingerprint
 from examples.common.guards import check_finite, check_finite_weights
+from examples.common.ranks import ALONE, Ranks
 from examples.sbert.config import Config
 from examples.sbert.data import Pairs
 from examples.sbert.encoder import TextEncoder, make_encoder
@@ -32,6 +34,8 @@ class Trainer:
         pairs: N pairs to train on.
         monitor: Called with the encoder before training and after each epoch; its numbers join
             the history.
+        ranks: This process among those that share the batches. Each draws the whole batch from one
+            seed, and encodes its own part of it.
     """
 
     kind = "SBERT"  # of its checkpoints
@@ -41,6 +45,7 @@ class Trainer:
         config: Config,
         pairs: Pairs,
         monitor: Callable[[TextEncoder], dict[str, float]] = lambda encoder: {},
+        ranks: Ranks = ALONE,
     ) -> None:
         self.steps = len(pairs) // config.batch_size  # an epoch's; the incomplete batch is left
         if self.steps == 0:
@@ -48,6 +53,7 @@ class Trainer:
                 f"batch_size: expected at most the {len(pairs)} training pairs, "
                 f"got {config.batch_size}"
             )
+        self.ranks, self.own = ranks, ranks.part(config.batch_size)
         self.config = config
         self.pairs = pairs
         self.fingerprint = fingerprint([*pairs.queries, *pairs.documents, pairs.groups])
@@ -57,7 +63,8 @@ class Trainer:
         check_encoder(self.encoder)
         self.queries = self.encoder.tokenize(pairs.queries)
         self.documents = self.encoder.tokenize(pairs.documents)
-        self.cache = GradCache(self.encoder, self._contrast, chunk_size=config.chunk or len(pairs))
+        self.encode = ranks.wrap(self.encoder)
+        self.cache = GradCache(self.encode, self._contrast, chunk_size=config.chunk or len(pairs))
         self.optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=config.learning_rate, weight_decay=0.0
         )
@@ -103,10 +110,11 @@ class Trainer:
         order = torch.randperm(len(self.pairs), generator=self.order)
         batches = order.split(self.config.batch_size)[: self.steps]
         total = 0.0
-        for chosen in batches:
-            loss = self.train_step(chosen, None if negatives is None else negatives[chosen])
-            total += loss
-            after_step(loss)
+        with self._own_dropout():
+            for chosen in batches:
+                loss = self.train_step(chosen, None if negatives is None else negatives[chosen])
+                total += loss
+                after_step(loss)
         step, last = self.scheduler.last_epoch, batches[-1].tolist()
         check_finite_weights(self.encoder, step, last, self.saved)
         values["loss"] = total / self.steps
@@ -119,13 +127,14 @@ class Trainer:
         Raises:
             NonFiniteLoss: The loss is not finite; the weights are as before.
         """
-        texts = [self.queries[chosen], self.documents[chosen]]
+        own = chosen[self.own]
+        texts = [self.queries[own], self.documents[own]]
         if negatives is not None:
-            texts.append(self.documents[negatives.flatten()])
+            texts.append(self.documents[negatives[self.own].flatten()])
         self.optimizer.zero_grad()
         try:
             with self._autocast():
-                loss = self._backward([ids.to(self.device) for ids in texts], chosen)
+                loss = self._backward([ids.to(self.device) for ids in texts], own)
         except FloatingPointError:  # from the gradient cache
             loss = math.nan
         check_finite(loss, self.scheduler.last_epoch + 1, chosen.tolist(), self.saved)
@@ -137,7 +146,7 @@ class Trainer:
         groups = self.pairs.groups[chosen].to(self.device)
         if self.config.chunk:
             return self.cache.step(*texts, groups=groups).item()
-        loss = self._contrast(*(self.encoder(ids) for ids in texts), groups=groups)
+        loss = self._contrast(*(self.encode(ids) for ids in texts), groups=groups)
         loss.backward()
         return loss.item()
 
@@ -152,7 +161,18 @@ class Trainer:
             temperature=self.config.temperature,
             in_batch_negatives=True,
             where=PairFilter(groups, groups, "different"),
+            gather="all",
         )
+
+    @contextmanager
+    def _own_dropout(self) -> Iterator[None]:
+        """Each process leaves out tokens of its own; all else they draw alike."""
+        several = self.ranks.size > 1
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=several):
+            if several:
+                torch.manual_seed(hash((self.config.seed, self.epoch, self.ranks.rank)) % 2**63)
+            yield
 
     def _mine(self) -> Any:
         queries, documents = map(self.encoder.encode, (self.queries, self.documents))
@@ -167,6 +187,7 @@ class Trainer:
         """What must agree for a checkpoint to be continued."""
         return {
             **asdict(self.config),
+            "processes": self.ranks.size,
             "training_pairs": len(self.pairs),
             "texts_sha256": self.fingerprint,
         }
@@ -209,7 +230,7 @@ class Trainer:
         self.saved = path
 
     def run(self, path: Path) -> None:
-        """Trains to the last epoch, with a checkpoint at ``path`` after each."""
+        """Trains to the last epoch; the first process writes ``path``, a checkpoint, after each."""
         if self.epoch == 0:
             self.before = self.monitor(self.encoder)
         bar = tqdm(
@@ -218,7 +239,7 @@ class Trainer:
             desc="training",
             unit="step",
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            disable=self.epoch == self.epochs,
+            disable=self.epoch == self.epochs or not self.ranks.first,
         )
 
         def after_step(loss: float) -> None:
@@ -228,7 +249,8 @@ class Trainer:
         with bar:
             while self.epoch < self.epochs:
                 self.train_epoch(after_step)
-                checkpoint.save(path, self.state_dict())
+                if self.ranks.first:
+                    checkpoint.save(path, self.state_dict())
                 self.saved = path
 
 

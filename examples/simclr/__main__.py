@@ -4,8 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from examples.common.command import ended
 from examples.common.images import command
 from examples.common.images.memory import parse_size
+from examples.common.ranks import expect_alone
 from examples.simclr.compare import compare
 from examples.simclr.config import Config, make_config
 from examples.simclr.train import Trainer, loss_facts
@@ -22,13 +24,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit status."""
-    return command.ended(make_parser(), arguments, run)
+    return ended(make_parser(), arguments, run, command.ERRORS)
 
 
 def run(options: argparse.Namespace) -> str:
     """Trains as the settings and options say; returns the text to print."""
     config = make_config(command.given_settings(options, Config), quick=options.quick)
     budget = parse_size(options.budget)
+    if options.compare:
+        expect_alone("compare")
     with command.prepared(config, options, Trainer, "simclr") as ready:
         if options.compare:
             folder = ready.folder / "compare"

@@ -12,7 +12,7 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # two views [B, D], gr
 
 
 def make_loss(name: str, temperature: float) -> Loss:
-    """The loss called ``name`` in the settings.
+    """The loss called ``name`` in the settings; this library's is that of all processes' batches.
 
     Two images of one group show the same thing (a letter in two fonts): they are no negatives.
     """
@@ -25,7 +25,7 @@ def _streamed(view_0: Tensor, view_1: Tensor, temperature: float, groups: Tensor
     if groups is not None:
         both = torch.cat([groups, groups])
         where = PairFilter(both, both, "different")
-    return nt_xent(view_0, view_1, temperature, where=where)
+    return nt_xent(view_0, view_1, temperature, where=where, gather="all")
 
 
 def _eager(view_0: Tensor, view_1: Tensor, temperature: float, groups: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from cl_kernels import GradCache
 from examples.common.images.memory import LossFacts, LossSize
 from examples.common.images.networks import Tower
 from examples.common.images.train import Trainer as ImageTrainer
+from examples.common.ranks import ALONE, Ranks
 from examples.simclr.config import Config
 from examples.simclr.loss import make_loss
 from examples.simclr.model import make_model
@@ -22,15 +23,25 @@ class Trainer(ImageTrainer):
         images: Unlabelled training images, shape [N, C, H, W].
         groups: Shape [N] int64, or None. The second view of an image is then made from another
             image of its group, and images of one group are no negatives of each other.
+        ranks: This process among those that share the batches.
     """
 
     kind = "SimCLR"
     config: Config
 
-    def __init__(self, config: Config, images: Tensor, groups: Tensor | None = None) -> None:
-        super().__init__(config, images, groups)
+    def __init__(
+        self,
+        config: Config,
+        images: Tensor,
+        groups: Tensor | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(config, images, groups, ranks)
+        if config.loss == "eager" and ranks.size > 1:
+            raise ValueError(f"loss: expected cl_kernels with {ranks.size} processes, got eager")
         self.loss = make_loss(config.loss, config.temperature)
-        self.cache = GradCache(self.model, self._contrast, chunk_size=config.chunk or len(images))
+        self.encode = ranks.wrap(self.model)
+        self.cache = GradCache(self.encode, self._contrast, chunk_size=config.chunk or len(images))
 
     def untrained(self) -> Tower:
         return make_model(self.config, self.images.shape[1])
@@ -42,13 +53,13 @@ class Trainer(ImageTrainer):
         self.optimizer.zero_grad()
         try:
             with self._autocast():
-                return self.cache.step(view_0, view_1, groups=self._groups(chosen)).item()
+                return self.cache.step(view_0, view_1, groups=self._groups(chosen[self.own])).item()
         except FloatingPointError:
             return math.nan
 
     def _loss(self, view_0: Tensor, view_1: Tensor, chosen: Tensor) -> Tensor:
         # One batch of 2N, so that batch norm sees both views.
-        view_0, view_1 = self.model(torch.cat([view_0, view_1])).chunk(2)
+        view_0, view_1 = self.encode(torch.cat([view_0, view_1])).chunk(2)
         return self._contrast(view_0, view_1, self._groups(chosen))
 
     def _contrast(self, view_0: Tensor, view_1: Tensor, groups: Tensor | None) -> Tensor:

@@ -18,9 +18,8 @@ pytest.importorskip("resource")
 
 import resource
 
-from examples.common import checkpoint
+from examples.common import checkpoint, command
 from examples.common.guards import OutputError, one_line
-from examples.common.images import command
 from examples.common.lock import NAME, hold
 from examples.sbert import __main__ as sbert
 from examples.sbert import index
@@ -65,8 +64,7 @@ def small_disk():
 
 @pytest.mark.parametrize("example", COMMANDS)
 def test_a_disk_that_fills_up_in_mid_run(tmp_path, capsys, monkeypatch, small_disk, example):
-    module = {"simclr": command, "sbert": sbert}[example]
-    monkeypatch.setattr(module, "check_output_folder", lambda folder, _: folder.mkdir())
+    monkeypatch.setattr(command, "check_output_folder", lambda folder, _: folder.mkdir())
     small_disk(20_000)
     assert run(example, tmp_path) == 2
     assert "run/checkpoint.pt cannot be written (" in said(capsys, example)

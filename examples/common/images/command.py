@@ -1,42 +1,23 @@
 """The command of an example on images: train, evaluate, report. Repeated, it resumes."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples.common.checkpoint import CheckpointError
-from examples.common.guards import (
-    NonFiniteLoss,
-    OutputError,
-    check_output_folder,
-    one_line,
-    writing,
-)
+from examples.common.command import to_the_end, working_in
 from examples.common.images.config import ImageConfig
 from examples.common.images.data import DataError, Images, load
 from examples.common.images.evaluate import monitor
 from examples.common.images.memory import LossFacts
 from examples.common.images.scalars import tensorboard
 from examples.common.images.train import Trainer
-from examples.common.lock import LockError, hold
-from examples.common.process import ProcessError
+from examples.common.ranks import expect_alone, joined
 
-ERRORS = (
-    CheckpointError,
-    DataError,
-    ImportError,
-    LockError,
-    OSError,
-    OutputError,
-    ProcessError,
-    ValueError,
-)
-INTERRUPTED = "interrupted; the same command resumes after the last whole epoch"
+ERRORS = (DataError,)  # besides those of every example
 
 
 class Run(NamedTuple):
@@ -79,27 +60,6 @@ def given_settings(options: argparse.Namespace, config: type[ImageConfig]) -> di
     return {s.name: getattr(options, s.name) for s in fields(config) if hasattr(options, s.name)}
 
 
-def ended(
-    parser: argparse.ArgumentParser,
-    arguments: Sequence[str] | None,
-    run: Callable[[argparse.Namespace], str],
-) -> int:
-    """Runs a command, prints what it says, and returns the exit status."""
-    options = parser.parse_args(arguments)
-    try:
-        print(run(options))
-    except ERRORS as error:
-        print(f"{parser.prog}: {one_line(error, 2000)}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        print(f"{parser.prog}: stopped: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print(f"\n{INTERRUPTED}", file=sys.stderr)
-        return 130
-    return 0
-
-
 @contextmanager
 def prepared(
     config: ImageConfig, options: argparse.Namespace, kind: Callable[..., Trainer], name: str
@@ -107,38 +67,33 @@ def prepared(
     """The images, the trainer and the folder, which can be written and is ours until the end."""
     if options.monitor < 0:
         raise ValueError(f"monitor must not be negative, got {options.monitor}")
+    if options.download:
+        expect_alone("download")
     images = load(config.data, options.root, config.image_size, download=options.download)
-    trainer = kind(config, images.train, images.train_groups)
     folder = options.out or Path("runs", name, config.data + "-quick" * options.quick)
-    check_output_folder(folder, trainer.disk_bytes())
-    with hold(folder), writing(folder, OSError):
-        yield Run(trainer, images, folder, options)
+    with joined(config.device) as ranks:
+        trainer = kind(config, images.train, images.train_groups, ranks)
+        with working_in(folder, trainer):
+            yield Run(trainer, images, folder, options)
 
 
 def train(run: Run, facts: Callable[[Any, int], LossFacts]) -> str:
     """Trains, or continues, and reports, with ``facts`` of the loss; returns the text to print."""
     trainer, images, folder, options = run
-    path = folder / "checkpoint.pt"
-    if options.fresh:
-        path.unlink(missing_ok=True)
-    if path.exists():
-        trainer.resume(path)
-        print(f"resumed {path} after epoch {trainer.epoch} of {trainer.config.epochs}")
-    try:
-        _to_the_end(run, path)
-    except NonFiniteLoss as error:
-        print(f"all ids of the batch are in {error.save(folder)}", file=sys.stderr)
-        raise
-    if options.no_report:
+    path = to_the_end(trainer, folder, fresh=options.fresh, run=partial(_watched, run))
+    if options.no_report or not trainer.ranks.first:
         return f"trained: {path}"
     from examples.common.images.report import write_report  # plots: a second of imports
 
     return write_report(trainer, images, folder, facts)
 
 
-def _to_the_end(run: Run, path: Path) -> None:
-    """Trains to the end, watched as the options ask."""
+def _watched(run: Run, path: Path) -> None:
+    """Trains to the end; the first process watches as the options ask."""
     trainer, images, folder, options = run
+    if not trainer.ranks.first:
+        trainer.run(path)
+        return
     scalars = folder / "tensorboard"
     begin = trainer.epoch * trainer.steps
     with tensorboard(scalars, begin) if options.tensorboard else nullcontext() as log:

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from examples.common.images.config import ImageConfig
 from examples.common.images.networks import Tower
 from examples.common.images.train import Trainer
+from examples.common.ranks import ALONE, Ranks
 
 
 class Views(NamedTuple):
@@ -29,11 +31,32 @@ class Learner(Tower, ABC):
         """The optimizer has taken the step of the last loss."""
 
 
+class LossOf(nn.Module):
+    """A learner's loss as a module, which several processes can share."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, views: Views) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self.learner.loss(views)
+
+
 class LearnerTrainer(Trainer):
     """Trains a ``Learner``."""
 
     model: Learner
     labels: Tensor | None = None  # [N] int64, of the training images
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        images: Tensor,
+        groups: Tensor | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(config, images, groups, ranks)
+        self.compute = ranks.wrap(LossOf(self.model))
 
     @abstractmethod
     def untrained(self) -> Learner: ...
@@ -47,6 +70,6 @@ class LearnerTrainer(Trainer):
         ids = chosen if self.groups is None else self.groups[chosen]
         labels = None if self.labels is None else self.labels[chosen].to(self.device)
         views = Views(view_0, view_1, ids.to(self.device), labels)
-        loss, (first, second) = self.model.loss(views)
+        loss, (first, second) = self.compute(views)
         self.embeddings = first.detach(), second.detach()
         return loss

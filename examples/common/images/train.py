@@ -22,6 +22,7 @@ from examples.common.images.data import as_float
 from examples.common.images.groups import Partners
 from examples.common.images.networks import Tower
 from examples.common.images.optim import make_optimizer, make_scheduler
+from examples.common.ranks import ALONE, Ranks
 
 Monitor = Callable[[Tower], dict[str, float]]
 Log = Callable[[int, dict[str, float]], None]  # step, values by name
@@ -35,14 +36,23 @@ class Trainer(ABC):
         images: Unlabelled training images, shape [N, C, H, W].
         groups: Shape [N] int64, or None. The second view of an image is then made from another
             image of its group, and images of one group are no negatives of each other.
+        ranks: This process among those that share the batches. Each draws the whole batch, order
+            and views, from one seed, and encodes its own part of it.
     """
 
     kind: str  # of its checkpoints
 
-    def __init__(self, config: ImageConfig, images: Tensor, groups: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: ImageConfig,
+        images: Tensor,
+        groups: Tensor | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.steps = len(images) // config.batch_size  # an epoch's; the incomplete batch is left
         if self.steps == 0:
             raise ValueError(f"batch_size {config.batch_size} exceeds {len(images)} images")
+        self.ranks, self.own = ranks, ranks.part(config.batch_size)
         self.config = config
         self.images = images
         self.groups = groups
@@ -55,7 +65,7 @@ class Trainer(ABC):
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, config.warmup)
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, float]] = []
-        self.embeddings: tuple[Tensor, Tensor] | None = None  # both views' [B, D], of the last step
+        self.embeddings: tuple[Tensor, Tensor] | None = None  # both views' [n, D], of the last step
         self.seconds = 0.0
         self.saved: Path | None = None  # the last good checkpoint
 
@@ -65,12 +75,19 @@ class Trainer(ABC):
 
     @abstractmethod
     def _loss(self, view_0: Tensor, view_1: Tensor, chosen: Tensor) -> Tensor:
-        """The loss of two views [B, C, H, W] of the images ``chosen``; sets ``embeddings``."""
+        """The loss of two views [n, C, H, W] of the images ``chosen``, this process's part of a
+        batch; sets ``embeddings``.
+        """
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.history)
+
+    @property
+    def epochs(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs
 
     @property
     def total_steps(self) -> int:
@@ -116,7 +133,7 @@ class Trainer(ABC):
         view_0, view_1 = self._views(chosen)
         self.optimizer.zero_grad()
         with self._autocast():
-            loss = self._loss(view_0, view_1, chosen)
+            loss = self._loss(view_0, view_1, chosen[self.own])
         loss.backward()
         return loss.item()
 
@@ -124,7 +141,7 @@ class Trainer(ABC):
     def _views(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         others = chosen if self.partners is None else self.partners.draw(chosen)
         first, second = (as_float(self.images[which].to(self.device)) for which in (chosen, others))
-        return self.augmentation(first), self.augmentation(second)
+        return self.augmentation(first)[self.own], self.augmentation(second)[self.own]
 
     def _autocast(self) -> torch.autocast:
         # bfloat16 has float32's range: no gradient scaler is needed.
@@ -135,6 +152,7 @@ class Trainer(ABC):
         """What must agree for a checkpoint to be continued."""
         return {
             **asdict(self.config),
+            "processes": self.ranks.size,
             "training_images": list(self.images.shape),
             "images_sha256": self.fingerprint,
         }
@@ -181,7 +199,7 @@ class Trainer(ABC):
         every: int = 1,
         log: Log = lambda step, values: None,
     ) -> None:
-        """Trains to the last epoch, with a checkpoint at ``path`` after each.
+        """Trains to the last epoch; the first process writes a checkpoint at ``path`` after each.
 
         Args:
             path: The checkpoint.
@@ -197,13 +215,13 @@ class Trainer(ABC):
             desc="training",
             unit="step",
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            disable=remaining == 0,
+            disable=remaining == 0 or not self.ranks.first,
         )
 
         def after_step(loss: float) -> None:
             bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}", refresh=False)
             bar.update()
-            log(int(bar.n), {"step/loss": loss, "step/learning_rate": self.rate})
+            log(self.scheduler.last_epoch, {"step/loss": loss, "step/learning_rate": self.rate})
 
         warned = False
         with bar:
@@ -213,11 +231,12 @@ class Trainer(ABC):
                     self.history[-1] |= monitor(self.model)
                 done = self.epoch * self.steps
                 log(done, {f"epoch/{name}": value for name, value in self.history[-1].items()})
-                trouble = self._trouble()
+                trouble = self._trouble() if self.ranks.first else None
                 if trouble and not warned and self.epoch > config.warmup * config.epochs:
                     bar.write(f"warning: after epoch {self.epoch} {trouble}", file=sys.stderr)
                     warned = True
-                checkpoint.save(path, self.state_dict())
+                if self.ranks.first:
+                    checkpoint.save(path, self.state_dict())
                 self.saved = path
 
     def _trouble(self) -> str | None:

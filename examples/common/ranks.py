@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,13 +53,31 @@ def started_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def expect_alone(what: str) -> None:
+    """For what starts processes of its own.
+
+    Raises:
+        ValueError: torchrun started several.
+    """
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ValueError(f"{what}: expected one process, got {count}")
+
+
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Meets the other processes, on gloo, if torchrun started this one."""
+def joined(device: str) -> Iterator[Ranks]:
+    """Meets the other processes, if torchrun started this one; of GPUs each takes its own.
+
+    Raises:
+        ValueError: Several processes, and one GPU named for all.
+    """
     if not dist.is_torchelastic_launched():
-        yield Ranks()
+        yield ALONE
         return
-    dist.init_process_group("gloo")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    elif device != "cpu":
+        raise ValueError(f"device: expected cpu or cuda with torchrun, got {device}")
+    dist.init_process_group()  # gloo for tensors of the CPU, NCCL for a GPU's
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

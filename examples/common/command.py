@@ -1,0 +1,129 @@
+"""What the commands of the examples share: how they end, and how a run has its folder."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from examples.common.checkpoint import CheckpointError
+from examples.common.guards import (
+    NonFiniteLoss,
+    OutputError,
+    check_output_folder,
+    one_line,
+    writing,
+)
+from examples.common.lock import LockError, hold
+from examples.common.process import ProcessError
+from examples.common.ranks import Ranks, started_first
+
+CHECKPOINT = "checkpoint.pt"
+INTERRUPTED = "interrupted; the same command resumes after the last whole epoch"
+EXPECTED = (
+    CheckpointError, ImportError, LockError, OSError, OutputError, ProcessError, ValueError
+)  # fmt: skip
+
+
+class Trainer(Protocol):
+    """What can be run to its end, and resumed."""
+
+    ranks: Ranks
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    def disk_bytes(self) -> int: ...
+    def resume(self, path: Path) -> None: ...
+    def run(self, path: Path) -> None: ...
+
+
+def ended(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    run: Callable[[argparse.Namespace], str],
+    errors: tuple[type[Exception], ...],
+) -> int:
+    """Runs a command, prints what it says, and returns the exit status.
+
+    Of several processes that torchrun started, the first speaks.
+
+    Args:
+        parser: Of its arguments.
+        arguments: Those; None: the process's.
+        run: The command.
+        errors: Its own, besides those that all share, whose messages say what to do.
+    """
+    options = parser.parse_args(arguments)
+    speaks = started_first()
+
+    def complain(message: str) -> None:
+        if speaks:
+            print(message, file=sys.stderr)
+
+    try:
+        said = run(options)
+        if speaks:
+            print(said)
+    except NonFiniteLoss as error:
+        complain(f"{parser.prog}: stopped: {error}")
+        return 3
+    except (*EXPECTED, *errors) as error:
+        complain(f"{parser.prog}: {one_line(error, 2000)}")
+        return 2
+    except KeyboardInterrupt:
+        complain(f"\n{INTERRUPTED}")
+        return 130
+    return 0
+
+
+@contextmanager
+def working_in(folder: Path, trainer: Trainer) -> Iterator[None]:
+    """Around a run: the folder can be written, and is its own; the first process has it for all."""
+    if not trainer.ranks.first:
+        trainer.ranks.wait()  # for the first to have it
+        yield
+        return
+    check_output_folder(folder, trainer.disk_bytes())
+    with hold(folder), writing(folder, OSError):
+        trainer.ranks.wait()
+        yield
+
+
+def to_the_end(
+    trainer: Trainer,
+    folder: Path,
+    *,
+    fresh: bool,
+    run: Callable[[Path], Any] | None = None,
+    about: Callable[[list[int]], str] = lambda ids: "",
+) -> Path:
+    """Trains, or continues, to the last epoch; returns the checkpoint.
+
+    Args:
+        trainer: The run.
+        folder: Its own.
+        fresh: Whether a checkpoint that is there is deleted.
+        run: Does it; default: ``trainer.run``.
+        about: What to say besides of the ids of a batch whose loss is not finite.
+    """
+    path, ranks = folder / CHECKPOINT, trainer.ranks
+    if fresh and ranks.first:
+        path.unlink(missing_ok=True)
+    ranks.wait()  # before others look
+    if path.exists():
+        trainer.resume(path)
+        if ranks.first:
+            print(f"resumed {path} after epoch {trainer.epoch} of {trainer.epochs}")
+    ranks.wait()  # before the first writes another
+    try:
+        (run or trainer.run)(path)
+    except NonFiniteLoss as error:
+        if ranks.first:
+            where = error.save(folder)
+            print(f"all ids of the batch are in {where}{about(error.ids)}", file=sys.stderr)
+        raise
+    ranks.wait()
+    return path
