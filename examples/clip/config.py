@@ -21,7 +21,7 @@ class Config:
     characters: int = setting(0, "only so many, those that most fonts have; 0: all")
     loss: str = setting("clip", "of the pairs of a batch", ("clip", "siglip"))
     gather: str = setting("all", "how several processes share a loss", ("all", "ring"))
-    epochs: int = setting(60, "passes over the training pictures")
+    epochs: int = setting(45, "passes over the training pictures")
     batch_size: int = setting(4096, "pairs a step, of all processes together")
     chunk: int = setting(256, "pairs encoded at a time, by gradient caching; 0: the whole batch")
     learning_rate: float = setting(1e-2, "peak learning rate of AdamW")
