@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar
@@ -80,6 +81,14 @@ class LossModule(nn.Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         settings = {name: getattr(self, name) for name in self._settings}
         return type(self).function(**self._named(inputs, options), **settings)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LossModule:
+        """A copy that shares the group of processes, which cannot be copied."""
+        if (group := getattr(self, "group", None)) is not None:
+            memo[id(group)] = group
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def _named(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """All that a call was given, by name."""

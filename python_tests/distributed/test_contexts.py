@@ -1,9 +1,11 @@
 """Calls over several processes in contexts that are not a plain training step."""
 
+import copy
 import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 import cl_kernels as cl
@@ -147,9 +149,23 @@ def modules(r, gather):
         )
 
 
+def copied_with_its_group(r, gather):
+    """As a trainer that averages weights does."""
+    group = dist.new_group([0, 1])
+    temperature = torch.nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
+    loss = cl.NTXentLoss(temperature, gather=gather, group=group)
+    again = copy.deepcopy(loss)
+    assert again.group is group and again.temperature is not temperature
+    embeddings = r.mine.first, r.mine.second
+    torch.testing.assert_close(again(*embeddings), loss(*embeddings))
+    again(*embeddings).backward()
+    assert again.temperature.grad is not None and temperature.grad is None
+
+
 CONTEXTS = (
     the_same_tensor_twice, several_backward_passes, another_thread, no_gradient, checkpointed,
     factors_that_differ, changed_before_backward, under_autocast, other_backends, modules,
+    copied_with_its_group,
 )  # fmt: skip
 
 
