@@ -105,18 +105,19 @@ class Ring(Spread):
         unite: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]],
     ) -> list[Tensor]:
         """What all ranks' visits of this rank's keys give, united."""
-        ranks, shard, wait = self.ranks, own, None
+        ranks, shard, mine, wait = self.ranks, own, [], None
         for step in range(ranks.size):
             arriving, rows = None, counts[(ranks.rank - step - 1) % ranks.size]
             if step + 1 < ranks.size:
                 arriving = ranks.pass_on(shard.tensors, rows)
             found = visit(shard)
-            if wait is not None and found:
-                found = unite(wait(), found)
-            wait = ranks.pass_on(found, rows) if found else None
+            if step == 0:
+                mine = found  # what is of these keys comes home to it
+            elif found:
+                wait = ranks.pass_on(found if wait is None else unite(wait(), found), rows)
             if arriving is not None:
                 shard = own.holding(arriving())
-        return [] if wait is None else wait()
+        return mine if wait is None else unite(mine, wait())
 
 
 class _Shard(NamedTuple):

@@ -1,6 +1,8 @@
 """Rows for losses of one's own, and what goes round in a ring."""
 
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from python_tests.distributed.cases import CASES, Data
 from python_tests.distributed.processes import needs_gloo, run
 
 pytestmark = needs_gloo
+
+MEGABYTE = 2**20
 
 
 def own_loss(rank, sizes):
@@ -67,15 +71,15 @@ def in_a_ring(rank, sizes):
         loss = CASES["clip"].call(mine, gather="ring")
         D = data.first.shape[1]
         of_shards = sum(n * (2 * D + 8) for r, n in enumerate(sizes) if r != (rank + 1) % ranks)
-        of_sums = sum(n * 4 for n in sizes)
+        others = sum(n for r, n in enumerate(sizes) if r != rank)
+        of_sums = others * 4
         assert watched.sent == of_shards + of_sums
         # Beside this rank's own: those that are visited, and those that arrive meanwhile.
         assert watched.most <= min(ranks - 1, 2)
         watched.sent = 0
         loss.backward()
-        assert watched.sent == of_shards + 8 * (sum(sizes) - sizes[(rank + 1) % ranks]) + sum(
-            n * 4 * D for n in sizes
-        )
+        of_columns = 8 * (sum(sizes) - sizes[(rank + 1) % ranks])
+        assert watched.sent == of_shards + of_columns + others * 4 * D
 
 
 def two(rank):
@@ -89,6 +93,33 @@ def test_with_two_ranks():
 
 def test_with_three_ranks():
     run(in_a_ring, 3, [4, 0, 6])
+
+
+def memory_of(rank, rows, dim):
+    """Bytes at the highest: beyond the embeddings, alone and in a ring."""
+
+    def resident(field):
+        (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if field in x]
+        return int(line.split()[1]) * 1024
+
+    first, second = (torch.randn(rows, dim) for _ in range(2))
+    small = first[:256].contiguous(), second[:256].contiguous()
+    found = []
+    for options in ({}, {"gather": "ring"}):
+        cl.clip(*small, 5.0, normalize=True, **options)
+        Path("/proc/self/clear_refs").write_text("5")  # the highest is the present again
+        before = resident("VmRSS:")
+        cl.clip(first, second, 5.0, normalize=True, **options)
+        found.append(resident("VmHWM:") - before)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_ring_holds_one_shard_more():
+    rows, dim = 4096, 2048
+    shard = rows * dim * 4
+    for alone, ring in run(memory_of, 2, rows, dim):
+        assert ring <= alone + shard + 8 * MEGABYTE, f"{alone / MEGABYTE}, {ring / MEGABYTE}"
 
 
 def test_alone():
