@@ -50,6 +50,17 @@ TESTS = (
     "grad_cache/test_backward",
     "grad_cache/test_refusals",
     "grad_cache/test_ddp",
+    "grad_cache/test_step",
+    "grad_cache/test_as_loss",
+    "grad_cache/test_precision",
+    "memory/test_queue",
+    "memory/test_bank",
+    "memory/test_momentum",
+    "memory/test_ranks",
+    "distributed/test_losses",
+    "distributed/test_contexts",
+    "distributed/test_rows",
+    "distributed/test_search",
 )
 
 _PROBE = """
