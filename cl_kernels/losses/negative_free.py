@@ -196,8 +196,12 @@ def negative_cosine(
     check_flag("squared_distance", squared_distance)
     check_reduction(reduction)
     target = target.detach() if stop_gradient and target.requires_grad else target
-    losses = _negative_cosines(prediction, target)
-    return total(2 + 2 * losses if squared_distance else losses, reduction)
+    # As one operation with the sum: a node of autograd takes a tenth of the time of 16 rows.
+    inside = "none" if squared_distance or torch.compiler.is_compiling() else reduction
+    losses = _negative_cosines(prediction, target, inside)
+    if inside == "none":
+        losses = total(2 + 2 * losses if squared_distance else losses, reduction)
+    return losses
 
 
 class NegativeCosineLoss(LossModule):
@@ -211,20 +215,23 @@ class NegativeCosineLoss(LossModule):
 
 
 @in_graph
-def _negative_cosines(first: Tensor, second: Tensor) -> Tensor:
+def _negative_cosines(first: Tensor, second: Tensor, reduction: Reduction) -> Tensor:
     needs = first.requires_grad, second.requires_grad
-    return differentiable(_NegativeCosines, first, second, needs)
+    return differentiable(_NegativeCosines, first, second, needs, reduction)
 
 
 class _NegativeCosines(torch.autograd.Function):
-    """Of matching rows. ``F.cosine_similarity`` takes a dozen operations of autograd, and copies
-    of both as unit vectors."""
+    """Of matching rows, or their total. ``F.cosine_similarity`` takes a dozen operations of
+    autograd, and copies of both as unit vectors."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, needs: tuple[bool, bool]) -> Tensor:
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, needs: tuple[bool, bool], reduction: Reduction
+    ) -> Tensor:
         a, b = (x if x.dtype == torch.float64 else x.float() for x in (first, second))
         of_a, of_b = norms_of(a), norms_of(b)
-        inverse = (of_a * of_b).reciprocal_().neg_()
+        rows = max(a.shape[0], 1) if reduction == "mean" else 1
+        inverse = (of_a * of_b).reciprocal_().mul_(-1 / rows)
         values = torch.linalg.vecdot(a, b).mul_(inverse)
         made = []
         if needs[0]:
@@ -233,16 +240,16 @@ class _NegativeCosines(torch.autograd.Function):
             made.append(_pull(b, a, of_b, inverse, values))
         ctx.save_for_backward(*made)
         ctx.dtype, ctx.needs = first.dtype, needs
-        return values
+        return values if reduction == "none" else total(values, "sum")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
-        made = iter(ctx.saved_tensors)
+        made, grad = iter(ctx.saved_tensors), grads[0][..., None]
         of_first, of_second = (
-            (grads[0][:, None] * next(made)).to(ctx.dtype) if need else None for need in ctx.needs
+            (grad * next(made)).to(ctx.dtype) if need else None for need in ctx.needs
         )
-        return of_first, of_second, None
+        return of_first, of_second, None, None
 
 
 def _pull(one: Tensor, other: Tensor, norm: Tensor, inverse: Tensor, values: Tensor) -> Tensor:
