@@ -98,7 +98,7 @@ def clip(
         check_indices("target", target, images, texts.shape[0])
     filters = as_filters(where, most=2)
     weights = as_weights(weights, images, images.shape[0], "images")
-    check_smoothing(label_smoothing, captions=captions, where=bool(filters))
+    check_smoothing(label_smoothing, captions=captions, where=filters)
     settings = {"logit_bound": logit_bound(normalize, scale=logit_scale), "backend": backend}
     if captions or target is not None or label_smoothing:
         of_image = _Captions.of(images, texts, target, text_features.shape[1] if captions else 1)

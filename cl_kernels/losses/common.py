@@ -88,7 +88,7 @@ def as_weights(weights: Tensor | None, like: Tensor, rows: int, of: str) -> Tens
     return weights.to(accumulator(like))
 
 
-def check_smoothing(label_smoothing: float, **excluded: bool) -> None:
+def check_smoothing(label_smoothing: float, **excluded: object) -> None:
     """Raises unless it is in [0, 1), and 0 where one of these is given: the mean over all keys
     that smoothing asks for would have to leave some out."""
     check_number("label_smoothing", label_smoothing)

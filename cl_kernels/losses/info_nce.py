@@ -137,7 +137,7 @@ def info_nce(
             raise ValueError(f"hardest: expected None with key_bias, got {hardest}")
         bias = as_bias("key_bias", key_bias, query, positive_key.shape[0], "rows of positive_key")
     check_smoothing(
-        label_smoothing, where=bool(filters or of_further), hardest=hardest is not None,
+        label_smoothing, where=filters or of_further, hardest=hardest is not None,
         several_positives=lists is not None,
     )  # fmt: skip
     weights = as_weights(weights, query, query.shape[0], "queries")
