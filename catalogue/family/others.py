@@ -93,6 +93,8 @@ def margin_mse(query, positive, negatives, teacher_margin, *, normalize=False, r
     if negatives.dim() == 3:
         query, positive = query[:, None], positive[:, None]
     margin = (query * positive).sum(-1) - (query * negatives).sum(-1)
+    # torch 2.11 has no gradient of two dtypes.
+    margin = margin.to(torch.promote_types(margin.dtype, teacher_margin.dtype))
     return F.mse_loss(margin, teacher_margin.detach(), reduction=reduction)
 
 
