@@ -20,6 +20,8 @@ from cl_kernels.reading import readable
 
 Whole = Callable[[], Any]  # makes an argument, once its tensors are gathered
 
+_FIRST = "a tensor, which may have been given before"
+
 
 class Gathered:
     """
@@ -35,11 +37,13 @@ class Gathered:
 
     def __init__(self, name: str, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks):
         self._sharding, self._given, self._ranks = sharding, given, ranks
-        self._places: dict[int, int] = {}  # of tensors that were taken already: ids may be shared
+        self._places: dict[int, int] = {}  # where a tensor was given first
+        self._halves: dict[int, tuple[Tensor, Tensor]] = {}  # of ids of two views
         self._tensors: list[Tensor] = []
+        self._sources: list[int] = []  # of each tensor: where all ranks gave the same before
         self._first: dict[str, int] = {}  # an argument's first tensor
         self._counts: list[list[int]] = []
-        self._whole: list[Tensor] = []
+        self._whole: dict[int, Tensor] = {}
         self._said: list[Entry] = modes("all")  # then in the order of the arguments
         self._sides: list[str | None] = []  # of each tensor: "query", "key", or neither
         makers: dict[str, Whole] = {}
@@ -64,7 +68,13 @@ class Gathered:
             raise wrong
         self._counts = [of for of, said in zip(counts, self._said, strict=True) if said.is_rows]
         self._check_counts()
-        self._whole = gather(ranks, self._tensors, self._counts)
+        given_first = [
+            of for of, said in zip(counts, self._said, strict=True) if said.said == _FIRST
+        ]
+        self._sources = [
+            of[0] if len(set(of)) == 1 else place for place, of in enumerate(given_first)
+        ]
+        self._whole = self._gather()
         self.arguments = dict(given) | {argument: make() for argument, make in makers.items()}
 
     def precision(self) -> AbstractContextManager:
@@ -88,6 +98,13 @@ class Gathered:
         each = losses.shape[0] // max(sum(counts), 1)  # a row may be several views
         return OwnRows.apply(losses, self._ranks, [n * each for n in counts])  # type: ignore[return-value]
 
+    def _gather(self) -> dict[int, Tensor]:
+        """By place; what every rank gives in the same two places travels once."""
+        places = sorted(set(self._sources))
+        tensors = [self._tensors[place] for place in places]
+        counts = [self._counts[place] for place in places]
+        return dict(zip(places, gather(self._ranks, tensors, counts), strict=True))
+
     def _maker(self, argument: str, value: Any) -> Whole | None:
         """None of what is the same on every rank."""
         sharding = self._sharding
@@ -104,7 +121,7 @@ class Gathered:
         if isinstance(value, Tensor) and value.dim() > 0:
             if argument == "candidates" and value.dim() == 3:  # the columns come first
                 return self._rows(argument, value.unbind())
-            return self._place(argument, value)
+            return self._maker_of(self._place(argument, value))
         if isinstance(value, (tuple, list)):
             makers = [self._rows(argument, x) for x in value]
             if None not in makers:
@@ -135,49 +152,58 @@ class Gathered:
         is_key = argument in sharding.keys and sharding.rectangular(self._given)
         return "key" if is_key else "query"
 
-    def _place(self, argument: str, x: Tensor, side: str | None = "") -> Whole:
-        place = self._places.get(id(x))
-        if place is None:
-            place = self._places[id(x)] = len(self._tensors)
-            self._tensors.append(x)
-            self._sides.append(self._side(argument) if side == "" else side)
-            self._said.append(Entry(argument, described(x, cut=True), x.shape[0], is_rows=True))
+    def _place(self, argument: str, x: Tensor, side: str | None = "") -> int:
+        place = len(self._tensors)
+        self._tensors.append(x)
+        self._sides.append(self._side(argument) if side == "" else side)
+        self._said.append(Entry(argument, described(x, cut=True), x.shape[0], is_rows=True))
+        self._said.append(Entry(argument, _FIRST, self._places.setdefault(id(x), place)))
         self._first.setdefault(argument, place)
-        return lambda: self._whole[place]
+        return place
+
+    def _maker_of(self, *places: int) -> Whole:
+        """Of what these tensors are the parts of."""
+
+        def make() -> Tensor:
+            parts = [self._whole[self._sources[place]] for place in places]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return make
 
     def _filters(self, argument: str, value: Any) -> Whole:
         cuts_keys = self._sharding.cuts_keys(argument, self._given)
-        makers = []
+        side = "key" if self._sharding.rectangular(self._given) else "query"
+        taken: list[tuple[PairFilter, tuple[int, ...], tuple[int, ...]]] = []
         for one in as_filters(value, name=argument):
-            query = self._ids(argument, one.query_ids, "query")
-            same = one.key_ids is one.query_ids
-            key = query
-            if not cuts_keys:  # everybody's
-                self._said.append(Entry(argument, described(one.key_ids)))
-            elif not same:
-                side = "key" if self._sharding.rectangular(self._given) else "query"
+            query, key = self._ids(argument, one.query_ids, "query"), ()
+            if cuts_keys:
                 key = self._ids(argument, one.key_ids, side)
-            makers.append((one, query, key, same))
+            else:  # everybody's
+                self._said.append(Entry(argument, described(one.key_ids)))
+            taken.append((one, query, key))
 
         def make() -> tuple[PairFilter, ...]:
             made = []
-            for one, query, key, same in makers:
-                of_query = query()
-                of_key = of_query if same and cuts_keys else key() if cuts_keys else one.key_ids
+            for one, query, key in taken:
+                of_query, of_key = self._maker_of(*query)(), one.key_ids
+                if key:
+                    of_both = [[self._sources[place] for place in of] for of in (query, key)]
+                    same = of_both[0] == of_both[1]
+                    of_key = of_query if same else self._maker_of(*key)()
                 made.append(PairFilter(of_query, of_key, one.keep))
             return tuple(made)
 
         return make
 
-    def _ids(self, argument: str, ids: Tensor, side: str) -> Whole:
+    def _ids(self, argument: str, ids: Tensor, side: str) -> tuple[int, ...]:
         """Of rows; of two views those of the first come first, for all ranks as for one."""
         if not (self._sharding.views and self._given.get("view_1", 0) is not None):
-            return self._place(argument, ids, side)
+            return (self._place(argument, ids, side),)
         if len(ids) % 2:
             raise ValueError(f"{argument}: expected ids of both views' rows, got {len(ids)}")
         half = len(ids) // 2
-        halves = [self._place(argument, part, side) for part in (ids[:half], ids[half:])]
-        return lambda: torch.cat([half() for half in halves])
+        halves = self._halves.setdefault(id(ids), (ids[:half], ids[half:]))
+        return tuple(self._place(argument, part, side) for part in halves)
 
     def _index(self, argument: str, value: Any) -> Whole:
         """Indices of rows, which other ranks' rows now stand before."""
@@ -199,13 +225,13 @@ class Gathered:
                 raise ValueError(
                     f"{argument}: expected indices in [0, {size}), got {low} to {high}"
                 )
-            index = self._place(argument, value)
+            index = self._maker_of(self._place(argument, value))
             return lambda: index() + self._shift(argument, name, repeated)
         first = next(x for x in embeddings_of(self._sharding, self._given))
         rows = first.shape[0] if first.dim() < 3 else first.shape[0] * first.shape[1]
         lists = as_csr(argument, value, rows, size, first.device)
-        counts = self._place(argument, lists.counts())
-        keys = self._place(f"{argument} keys", lists.keys, None)
+        counts = self._maker_of(self._place(argument, lists.counts()))
+        keys = self._maker_of(self._place(f"{argument} keys", lists.keys, None))
 
         def make() -> CSR:
             each = counts()

@@ -17,7 +17,7 @@ from cl_kernels.reading import readable
 Made = TypeVar("Made")
 
 _LOOKED_AT = 1 << 20
-_MOST = 512  # entries of a call: its arguments, and the tensors in them
+_MOST = 1024  # entries of a call: its arguments, and the tensors in them
 
 
 class Disagreement(ValueError):

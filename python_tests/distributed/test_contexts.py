@@ -44,6 +44,30 @@ def the_same_tensor_twice(r, gather):
         r.assert_gradient(mine, whole)
 
 
+def the_same_tensor_twice_on_one_rank(r, gather):
+    """Embeddings as queries and keys, and ids of both sides."""
+
+    def call(z, ids, once, **options):
+        again, other = (z, ids) if once else (z.clone(), ids.clone())
+        where = cl.PairFilter(ids, other, "different")
+        twice = torch.cat([ids, ids])
+        of_views = cl.PairFilter(twice, twice if once else twice.clone(), "different")
+        return (
+            cl.clip(z, again, 3.0, normalize=True, where=where, **options)
+            + cl.nt_xent(z, again, 0.4, where=of_views, **options)
+            + cl.info_nce(z, again, temperature=0.4, **options)
+        )
+
+    ids = torch.arange(sum(SIZES)) // 2
+    whole, mine = r.data.with_leaves().first, r.data.of(r.rank).first
+    exact = call(whole, ids, True)
+    exact.backward()
+    found = call(mine, r.own(ids), r.rank == 0, gather=gather)
+    torch.testing.assert_close(found, exact)
+    found.backward()
+    r.assert_gradient(mine, whole)
+
+
 def several_backward_passes(r, gather):
     whole, mine = r.data.with_leaves(), r.data.of(r.rank)
     CASES["clip"].call(whole).backward()
@@ -163,9 +187,9 @@ def copied_with_its_group(r, gather):
 
 
 CONTEXTS = (
-    the_same_tensor_twice, several_backward_passes, another_thread, no_gradient, checkpointed,
-    factors_that_differ, changed_before_backward, under_autocast, other_backends, modules,
-    copied_with_its_group,
+    the_same_tensor_twice, the_same_tensor_twice_on_one_rank, several_backward_passes,
+    another_thread, no_gradient, checkpointed, factors_that_differ, changed_before_backward,
+    under_autocast, other_backends, modules, copied_with_its_group,
 )  # fmt: skip
 
 
