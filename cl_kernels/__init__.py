@@ -4,6 +4,9 @@ Everything here computes statistics of the similarity matrix ``S = scale * query
 tile and never holds it.
 """
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from cl_kernels._dispatch import use_backend
 from cl_kernels._version import __version__
 from cl_kernels.csr import CSR
@@ -180,3 +183,15 @@ __all__ = [
     "vicreg",
     "weighted_decoupled",
 ]
+
+_MODULES = ("distributed", "evaluation", "memory")  # imported when they are first asked for
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

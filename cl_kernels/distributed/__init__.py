@@ -45,7 +45,7 @@ Alone, without an initialised group, all of these are the plain calls.
 """
 
 from cl_kernels.distributed.rows import gather_rows
-from cl_kernels.losses.over_ranks import Gather
-from cl_kernels.ranks.group import Group
+from cl_kernels.losses.over_ranks import Gather as Gather
+from cl_kernels.ranks.group import Group as Group
 
-__all__ = ["Gather", "Group", "gather_rows"]
+__all__ = ["gather_rows"]  # what help() prints: not torch's ProcessGroup

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cl_kernels.grad_cache.above import GraphAbove
 from cl_kernels.grad_cache.checking import Loss, check_loss, check_trained
-from cl_kernels.grad_cache.pending import Pending, check_used
+from cl_kernels.grad_cache.pending import Pending, check_into_grad, check_used
 from cl_kernels.grad_cache.replay import ModuleState
 from cl_kernels.grad_cache.tower import Tower
 
@@ -70,6 +70,10 @@ class Call:
         del pending, embeddings
         if self._pending() is None:  # nor is it in the loss's graph
             self._check_unused()
+            return found
+        for part in found.values() if isinstance(found, Mapping) else (found,):
+            if part.requires_grad:
+                part.register_hook(check_into_grad)
         return found
 
     def await_backward(self) -> None:

@@ -167,11 +167,7 @@ class Pending:
                 "loss: expected one backward pass, got a second: what it encodes again was freed; "
                 "add up losses and call backward() once"
             )
-        if not torch.autograd._is_checkpoint_valid():
-            raise RuntimeError(
-                "loss: expected loss.backward(), got torch.autograd.grad or backward(inputs=...): "
-                "gradients of a GradCache go into .grad, chunk by chunk"
-            )
+        check_into_grad()
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "loss: expected a backward pass without create_graph=True, got one with it: the "
@@ -212,6 +208,16 @@ class Pending:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def check_into_grad(grad: Tensor | None = None) -> None:
+    """Raises in a backward pass of a part of the graph; a hook of the loss, which such a pass may
+    reach without reaching the embeddings."""
+    if not torch.autograd._is_checkpoint_valid():
+        raise RuntimeError(
+            "loss: expected loss.backward(), got torch.autograd.grad or backward(inputs=...): "
+            "gradients of a GradCache go into .grad, chunk by chunk"
+        )
 
 
 def check_used(unused: Sequence[str]) -> None:

@@ -86,8 +86,9 @@ class LossModule(nn.Module):
         """A copy that shares the group of processes, which cannot be copied."""
         if (group := getattr(self, "group", None)) is not None:
             memo[id(group)] = group
-        memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        make, arguments, state = self.__reduce_ex__(4)[:3]  # type: ignore[misc]
+        memo[id(self)] = copied = make(*arguments)
+        copied.__setstate__(copy.deepcopy(state, memo))
         return copied
 
     def _named(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:

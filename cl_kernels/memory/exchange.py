@@ -50,7 +50,9 @@ def rows_of_all(
     except Exception as error:  # the others are told: they would wait for this rank
         wrong = error
     entries = [Entry(of, said) for of, said in settings.items()]
-    entries += [_entry(of, x, wrong) for of, x in given.items()]
+    named = str(wrong).partition(":")[0]  # the argument that its message begins with
+    unread = {named} if named in given else set(given) if wrong is not None else set()
+    entries += [_entry(of, x, of in unread) for of, x in given.items()]
     try:
         counts = agree(ranks, name, entries, device)[len(settings)]
     except ValueError as error:
@@ -60,9 +62,11 @@ def rows_of_all(
     return [ranks.rows(x, counts) for x in rows] if any(counts) else rows
 
 
-def _entry(name: str, x: Any, wrong: Exception | None) -> Entry:
-    if wrong is not None:
+def _entry(name: str, x: Any, is_wrong: bool) -> Entry:
+    if is_wrong:
         return Entry(name, "what cannot be read")
     if x is None:
         return Entry(name, "None")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        return Entry(name, described(x))
     return Entry(name, described(x.detach(), cut=True), x.shape[0])

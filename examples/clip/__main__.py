@@ -14,9 +14,11 @@ from examples.clip.config import Config, make_config
 from examples.clip.data import Data, DataError, load
 from examples.clip.index import SearchError
 from examples.clip.train import Trainer
-from examples.common.command import ended, to_the_end, working_in
-from examples.common.guards import writing
+from examples.common.command import ended, show, to_the_end, working_in
+from examples.common.guards import one_line
 from examples.common.ranks import joined
+
+DRAWN = 40  # characters of an answer
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--no-report", action="store_true", help="train only")
     ask = commands.add_parser("search", help="answer from what train wrote")
     ask.add_argument("question", help="a name, or some words of it")
-    ask.add_argument("--top", type=int, default=10, help="characters to show (10)")
+    ask.add_argument("--top", type=int, default=10, help="characters to name (10)")
     ask.add_argument("--image", type=Path, help="where to draw them; default: search.png in --out")
     for command in (train, ask):
         command.add_argument("--out", type=Path, help="folder of the run; default: runs/clip")
@@ -79,19 +81,25 @@ def _report(trainer: Trainer, data: Data, folder: Path) -> str:
 
 
 def search(options: argparse.Namespace) -> str:
-    """The characters nearest to a question, drawn and named."""
+    """Says the characters nearest to a question, then draws the first of them."""
     from examples.clip.plots import plot_hits
 
-    folder = _folder(options)
-    hits = index.search(options.question, index.load(folder), options.top)
-    image = options.image or folder / "search.png"
-    with writing(image):
-        plot_hits(options.question, hits, image)
-    lines = [
-        f"{hit.score:.3f}  U+{hit.code:04X} {chr(hit.code)}  {hit.name} ({hit.font})"
-        for hit in hits
-    ]
-    return "\n".join([*lines, f"drawn in {image}"])
+    there = index.load(_folder(options), quick=options.quick)
+    hits = index.search(options.question, there, options.top)
+    for hit in hits:
+        line = f"{hit.score:.3f}  U+{hit.code:04X} {chr(hit.code)}  {hit.name} ({hit.font})"
+        show(line, sys.stdout)
+    if unknown := index.unknown(options.question, there):
+        show(f"not in any name that was trained on: {', '.join(unknown)}", sys.stdout)
+    image = options.image or _folder(options) / "search.png"
+    if image.is_dir():
+        raise ValueError(f"image: expected the name of a file, got the folder {image}")
+    image = image if image.suffix else image.with_suffix(".png")
+    try:
+        plot_hits(options.question, hits[:DRAWN], image)
+    except Exception as error:  # each format has its own
+        raise SearchError(f"{image} cannot be drawn: {one_line(error)}") from error
+    return f"drawn in {image}" + f", the first {DRAWN}" * (len(hits) > DRAWN)
 
 
 COMMANDS = {"train": train, "search": search}

@@ -100,15 +100,23 @@ def _write(model: Clip, config: Config, glyphs: Glyphs, folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(record) + "\n")
 
 
-def load(folder: Path) -> Index:
+def load(folder: Path, *, quick: bool = False) -> Index:
     """Reads what ``export`` wrote to ``folder / TOWERS``, and nothing of the training.
+
+    Args:
+        folder: Of the run.
+        quick: Whether that was a small one: for the message.
 
     Raises:
         SearchError: Nothing is there, or something damaged.
     """
     place = folder / TOWERS
     if not place.exists():
-        raise SearchError(f"{folder} holds no index; `python -m examples.clip train` writes one")
+        small = " --quick" * quick
+        other = "" if quick else "; of a small run ask with --quick"
+        raise SearchError(
+            f"{folder} holds no index; `python -m examples.clip train{small}` writes one{other}"
+        )
     try:
         record = json.loads((place / RECORD).read_text())
         if record["files"] != _files(place):
@@ -131,6 +139,8 @@ def _read(place: Path, record: dict[str, Any]) -> Index:
         tower.load_state_dict(own)
         tower.eval()
     index = load_file(place / INDEX)
+    if not len(record["codes"]) == len(record["names"]) == int(index["characters"].max()) + 1:
+        raise ValueError("it names other characters than it shows")
     return Index(image, text, **index, **{
         "codes": record["codes"], "names": record["names"], "font_names": record["fonts"]
     })  # fmt: skip
@@ -138,6 +148,13 @@ def _read(place: Path, record: dict[str, Any]) -> Index:
 
 def _files(folder: Path) -> dict[str, str]:
     return {name: fingerprint([(folder / name).read_bytes()]) for name in (WEIGHTS, INDEX)}
+
+
+def unknown(question: str, index: Index) -> list[str]:
+    """Words of a question that no trained name has."""
+    return [
+        word for word in parts(question)[0] if not bool(index.text.vocabulary.ids([word]).any())
+    ]
 
 
 def search(question: str, index: Index, count: int = 10) -> list[Hit]:
@@ -150,7 +167,7 @@ def search(question: str, index: Index, count: int = 10) -> list[Hit]:
         raise SearchError(f"top: expected at least 1, got {count}")
     if not bool(index.text.vocabulary.ids([question]).any()):
         said = ", ".join(parts(question)[0]) or "no word"
-        raise SearchError(f"question: expected words of Unicode names, got {said}")
+        raise SearchError(f"question: expected words of the names that were trained on, got {said}")
     query = embed_names(index.text, [question])
     found = topk(query, index.embeddings, len(index.embeddings), normalize=False)
     characters = index.characters[found.indices[0]].tolist()

@@ -36,9 +36,9 @@ def plot_training(
     upper.set_ylim(bottom=0)
     each = len(losses) // len(history)
     steps = [each * (epoch + 1) for epoch in range(len(history))]
-    lower.plot(steps, [epoch["scale"] for epoch in history], color="tab:orange")
+    lower.plot(steps, [epoch["scale"] for epoch in history], ".-", color="tab:orange")
     lower.set_ylabel("learned scale")
-    lower.set_ylim(bottom=0)
+    lower.set_ylim(0, 1.15 * max(epoch["scale"] for epoch in history))
     lower.set_xlabel("step")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -54,8 +54,8 @@ def plot_answers(data: Data, vectors: Embedded, path: Path) -> None:
     rows = QUERIES * len(TESTS)
     figure = plt.figure(figsize=(14, 0.62 * rows + 0.5), layout="constrained")
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[1.15, 1]))
-    left.suptitle("name -> held-out pictures")
-    right.suptitle("held-out picture -> names")
+    left.suptitle("name -> held-out pictures (green: right, red: wrong)")
+    right.suptitle("held-out picture -> names (green: right, red: wrong)")
     _name_to_pictures(
         data, vectors, left.subplots(rows, PICTURES + 1, width_ratios=[6] + [1] * PICTURES)
     )
@@ -100,7 +100,7 @@ def plot_hits(question: str, hits: list[Hit], path: Path) -> None:
         len(hits), OF_EACH + 1, figsize=(9, 0.62 * len(hits) + 0.6), squeeze=False,
         width_ratios=[5] + [1] * OF_EACH, layout="constrained",
     )  # fmt: skip
-    figure.suptitle(question)
+    figure.suptitle(_plain(question), parse_math=False)
     for row, hit in zip(cells, hits, strict=True):
         _write(row[0], [(f"{hit.score:.3f}  U+{hit.code:04X}", "gray"), (hit.name, "black")])
         for axes in row[1:]:
@@ -110,6 +110,12 @@ def plot_hits(question: str, hits: list[Hit], path: Path) -> None:
             _show(axes, picture, "lightgray")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _plain(text: str, most: int = 80) -> str:
+    """What fonts can draw, in one line."""
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _some(x: Tensor, part: str) -> Tensor:

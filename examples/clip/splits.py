@@ -16,6 +16,9 @@ HELDOUT = 0.1  # of the letters with diacritics, at least
 LETTERS_LEFT = 4  # that training still shows with each diacritic
 SEED = 0  # the split is the same in every run, whatever the run's own seed
 
+# Names of one mark: canonical decompositions are equal.
+SAME_MARK = {"OXIA": "TONOS", "PROSGEGRAMMENI": "YPOGEGRAMMENI"}
+
 Pair = tuple[str, str]  # a letter without its case, and one diacritic
 
 
@@ -82,7 +85,7 @@ def letter_and_marks(name: str) -> tuple[str, tuple[str, ...]]:
         return letter, ()
     for case in (" CAPITAL ", " SMALL "):
         letter = letter.replace(case, " ")
-    return letter, tuple(marks.split(" AND ")) if marks else ()
+    return letter, tuple(SAME_MARK.get(x, x) for x in marks.split(" AND ")) if marks else ()
 
 
 def pairs_of(name: str) -> set[Pair]:

@@ -1,11 +1,13 @@
 """What the commands of the examples share: how they end, and how a run has its folder."""
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from examples.common.checkpoint import CheckpointError
 from examples.common.guards import (
@@ -20,7 +22,10 @@ from examples.common.process import ProcessError
 from examples.common.ranks import Ranks, started_first
 
 CHECKPOINT = "checkpoint.pt"
-INTERRUPTED = "interrupted; the same command resumes after the last whole epoch"
+RESUMES = "the same command resumes after the last whole epoch"
+INTERRUPTED = f"interrupted; {RESUMES}"
+PATIENCE = 2.0  # seconds
+OTHERS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "waited for the others in vain")
 EXPECTED = (
     CheckpointError, ImportError, LockError, OSError, OutputError, ProcessError, ValueError
 )  # fmt: skip
@@ -56,27 +61,45 @@ def ended(
         run: The command.
         errors: Its own, besides those that all share, whose messages say what to do.
     """
-    options = parser.parse_args(arguments)
     speaks = started_first()
+    with nullcontext() if speaks else _silence():
+        options = parser.parse_args(arguments)
+    status, said = _outcome(parser.prog, lambda: run(options), errors)
+    if speaks:
+        show(said, sys.stderr if status else sys.stdout)
+    elif status:
+        time.sleep(PATIENCE)  # torchrun ends all when one has ended: first the first shall speak
+    return status
 
-    def complain(message: str) -> None:
-        if speaks:
-            print(message, file=sys.stderr)
 
+def _outcome(
+    prog: str, run: Callable[[], str], errors: tuple[type[Exception], ...]
+) -> tuple[int, str]:
+    """Exit status, and what is to be said."""
     try:
-        said = run(options)
-        if speaks:
-            print(said)
+        return 0, run()
     except NonFiniteLoss as error:
-        complain(f"{parser.prog}: stopped: {error}")
-        return 3
+        return 3, f"{prog}: stopped: {error}"
     except (*EXPECTED, *errors) as error:
-        complain(f"{parser.prog}: {one_line(error, 2000)}")
-        return 2
+        return 2, f"{prog}: {one_line(error, 2000)}"
     except KeyboardInterrupt:
-        complain(f"\n{INTERRUPTED}")
-        return 130
-    return 0
+        return 130, f"\n{INTERRUPTED}"
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OTHERS_GONE):
+            raise
+        return 1, f"{prog}: another process of this run has ended; {RESUMES}"
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
+        yield
+
+
+def show(text: str, file: TextIO) -> None:
+    """Prints; what the terminal cannot show becomes question marks."""
+    encoding = file.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=file, flush=True)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The CLIP example's pieces: what is held out, names, views, loss, and what pixels can do."""
 
+import unicodedata
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,28 @@ def test_nothing_held_out_is_in_training(glyphs, which):
     pictures = [picture.tobytes() for picture in glyphs.pixels.numpy()]
     out = torch.cat([parts.fonts, parts.combinations, parts.both]).tolist()
     assert not {pictures[i] for i in train} & {pictures[i] for i in out}
+
+
+def parts_of(name):
+    """Base letter and marks, by canonical decomposition."""
+    base, *marks = unicodedata.normalize("NFD", unicodedata.lookup(name))
+    return base.lower(), marks
+
+
+@pytest.mark.parametrize("which", ["test", "validation"])
+def test_no_mark_has_another_name_in_training(glyphs, which):
+    """Greek acutes are TONOS and OXIA."""
+    found = splits.split(glyphs, which)
+    shown = {}
+    for character in glyphs.characters[found.train].unique().tolist():
+        base, marks = parts_of(glyphs.names[character])
+        shown.setdefault(base, set()).update(marks)
+    heldout = glyphs.characters[torch.cat([found.combinations, found.both])].unique()
+    names = {glyphs.names[character] for character in heldout.tolist()}
+    alone = [parts_of(name) for name in names]
+    checked = [(base, marks[0]) for base, marks in alone if len(marks) == 1]
+    assert len(checked) > 30
+    assert not [(base, mark) for base, mark in checked if mark in shown.get(base, ())]
 
 
 def test_validation_leaves_the_test_alone(glyphs):

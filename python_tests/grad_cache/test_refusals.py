@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cl_kernels import GradCache, clip
 from python_tests.grad_cache.towers import (
     EXACT,
     batch,
@@ -58,6 +59,25 @@ def test_other_ways_to_a_gradient(how):
     with pytest.raises(RuntimeError, match=message):
         REFUSED[how](loss, x)
     assert gradients(module) == [None] * 4 and x.grad is None
+
+
+@pytest.mark.parametrize("part", [None, "contrast"])
+@pytest.mark.parametrize("how", ["autograd.grad", "inputs"])
+def test_a_gradient_of_the_loss_alone(how, part):
+    """The pass would not come by the embeddings."""
+    module, x, scale = encoder(), batch(), torch.tensor(3.0, requires_grad=True)
+
+    def scaled(a, b):
+        loss = clip(a, b, scale)
+        return loss if part is None else {part: loss}
+
+    loss = GradCache(module, scaled, chunk_size=2)(x, x)
+    loss = loss if part is None else loss[part]
+    with pytest.raises(RuntimeError, match=r"loss: expected loss\.backward"):
+        REFUSED[how](loss, scale)
+    assert scale.grad is None
+    loss.backward()
+    assert scale.grad is not None and None not in gradients(module)
 
 
 def test_gradients_of_parameters_only_are_refused_by_torch():
