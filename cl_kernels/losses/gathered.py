@@ -87,6 +87,11 @@ class Gathered:
             return nullcontext()
         return torch.autocast(floating[0].device.type, dtype)
 
+    def counted(self) -> str:
+        """The rows that each rank gave, in words."""
+        of_names = {name: self._counts[place] for name, place in self._first.items()}
+        return "rows of each rank: " + ", ".join(f"{name} {of}" for name, of in of_names.items())
+
     def own_rows(self, losses: Tensor) -> Tensor:
         """Those of this rank's rows: of each view's, of each pair's."""
         if self._sharding.views and self._given.get("view_1", 0) is not None:

@@ -99,7 +99,11 @@ def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) ->
         return backend if operation == "topk" else Divided.of(backend, ranks)
 
     with spreading.entered(divided), gathered.precision():
-        found = loss(**gathered.arguments)
+        try:
+            found = loss(**gathered.arguments)
+        except (TypeError, ValueError) as error:  # on every rank: all have the same
+            error.args = (f"{error} ({gathered.counted()})",)
+            raise
     if given.get("reduction") == "none":
         return gathered.own_rows(found)
     return OfAll.apply(found, ranks)  # type: ignore[return-value]

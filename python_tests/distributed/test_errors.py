@@ -112,6 +112,9 @@ def swapped_numbers(rank):
             call()
     target = torch.zeros(n, dtype=torch.int64)
     cl.info_nce(first, second, target=target, gather="all")  # keys of another number
+    short = x.second[: len(x.second) - rank]
+    with pytest.raises(ValueError, match=r"rows of each rank: .* \[6, 6\], .* \[6, 5\]"):
+        cl.clip(x.first, short, 3.0, gather="all")
 
 
 def disagreeing(rank):

@@ -38,7 +38,7 @@ def make_parser(name: str, description: str, config: type[ImageConfig]) -> argpa
     add = parser.add_argument
     add("--root", type=Path, help="where cifar10, stl10 or the image folder lie")
     add("--download", action="store_true", help="fetch cifar10 or stl10 into root")
-    add("--out", type=Path, help=f"default: runs/{name}/DATA")
+    add("--out", type=Path, help="default: a folder below runs/, said at the end")
     add("--fresh", action="store_true", help="delete the checkpoint in --out")
     add("--quick", action="store_true", help="a few seconds, to see that it works")
     add("--monitor", type=int, default=0, metavar="EPOCHS", help="k-NN and probe every so often")
