@@ -86,6 +86,15 @@ def test_an_index_answers_with_the_nearest_pictures_and_says_when_it_cannot(tmp_
         return message
 
     asked = ["--out", str(tmp_path)]
+    assert main(["search", "latin $\\frac{$ small letter \udcff xyzzy", "--top", "2", *asked]) == 0
+    printed = capsys.readouterr().out
+    assert "U+" in printed and "not in any name that was trained on: frac, xyzzy" in printed
+    assert main(["search", "latin", "--image", str(tmp_path / "hits"), *asked]) == 0
+    assert f"drawn in {tmp_path / 'hits.png'}" in capsys.readouterr().out
+    assert (tmp_path / "hits.png").exists()
+    assert "image: expected the name of a file" in refused(
+        "latin", "--image", str(tmp_path), *asked
+    )
     assert "top: expected at least 1, got 0" in refused("omega", "--top", "0", *asked)
     assert "got xyzzy, plugh" in refused("xyzzy plugh", *asked)
     assert "holds no index" in refused("omega", "--out", str(tmp_path / "nothing"))

@@ -1,5 +1,7 @@
 """Examples that torchrun shares among processes train as one process does."""
 
+import argparse
+import io
 import os
 import subprocess
 import sys
@@ -14,7 +16,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 pytest.importorskip("tokenizers")
 
-from examples.common import checkpoint
+from examples.common import checkpoint, command
 from examples.common.ranks import ALONE, Ranks
 from examples.methods.__main__ import main as methods
 from examples.moco.config import make_config as moco_config
@@ -131,6 +133,38 @@ def test_what_starts_processes_of_its_own_is_not_shared(tmp_path, capsys, monkey
         assert simclr([*out, f"--{option}"]) == 2
         assert f"{option}: expected one process, got 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def ending(error, monkeypatch, rank):
+    """Exit status of a command that ends so."""
+
+    def fail(options):
+        raise error
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    return command.ended(argparse.ArgumentParser("a command"), [], fail, (KeyError,))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_says_how_a_run_ended(monkeypatch, capsys, rank):
+    for error, status, said in (
+        (ValueError("epochs: wrong"), 2, "a command: epochs: wrong"),
+        (KeyError("its own"), 2, "a command: 'its own'"),
+        (RuntimeError("Connection closed by peer"), 1, "another process of this run has ended"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
+    ):
+        assert ending(error, monkeypatch, rank) == status
+        printed = capsys.readouterr().err
+        assert said in printed if rank == 0 else not printed
+    with pytest.raises(RuntimeError, match="a fault"):
+        ending(RuntimeError("a fault"), monkeypatch, rank)
+
+
+def test_what_a_terminal_cannot_show_is_replaced():
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    command.show("\u03a9 omega", terminal)
+    assert terminal.buffer.getvalue() == b"? omega\n"
 
 
 def test_the_eager_loss_is_that_of_one_process():
