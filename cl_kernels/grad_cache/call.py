@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cl_kernels.grad_cache.above import GraphAbove
 from cl_kernels.grad_cache.checking import Loss, check_loss, check_trained
-from cl_kernels.grad_cache.pending import Pending, check_into_grad, check_used
+from cl_kernels.grad_cache.pending import Pending, check_used
 from cl_kernels.grad_cache.replay import ModuleState
 from cl_kernels.grad_cache.tower import Tower
 
@@ -73,7 +74,7 @@ class Call:
             return found
         for part in found.values() if isinstance(found, Mapping) else (found,):
             if part.requires_grad:
-                part.register_hook(check_into_grad)
+                part.register_hook(partial(_check_pass, self._pending))
         return found
 
     def await_backward(self) -> None:
@@ -95,3 +96,10 @@ class Call:
     def _states_of_trained(self) -> dict[nn.Module, ModuleState]:
         trained = [tower.module for tower in self._towers if tower.trained]
         return {m: s for m, s in self.states.items() if any(m is module for module in trained)}
+
+
+def _check_pass(pending: Callable[[], Pending | None], grad: Tensor) -> None:
+    """A pass may reach the loss and not the embeddings, or meet other errors on its way."""
+    waiting = pending()
+    if waiting is not None:
+        waiting.check_pass()

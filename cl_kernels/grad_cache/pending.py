@@ -83,7 +83,7 @@ class Pending:
     def backward(self, gradients: Gradients) -> list[Tensor | None]:
         """Fills the encoders' ``.grad``; returns the gradients of the inputs, and of ``whole``."""
         self.awaited = False
-        self._check_first_time()
+        self.check_pass()
         self.used = True
         try:
             return self._backward(self._of_each_tower(gradients))
@@ -161,13 +161,18 @@ class Pending:
             if tower.trained
         }
 
-    def _check_first_time(self) -> None:
+    def check_pass(self) -> None:
+        """Raises in a backward pass other than the first ``loss.backward()``."""
         if self.used:
             raise RuntimeError(
                 "loss: expected one backward pass, got a second: what it encodes again was freed; "
                 "add up losses and call backward() once"
             )
-        check_into_grad()
+        if not torch.autograd._is_checkpoint_valid():
+            raise RuntimeError(
+                "loss: expected loss.backward(), got torch.autograd.grad or backward(inputs=...): "
+                "gradients of a GradCache go into .grad, chunk by chunk"
+            )
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "loss: expected a backward pass without create_graph=True, got one with it: the "
@@ -208,16 +213,6 @@ class Pending:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-def check_into_grad(grad: Tensor | None = None) -> None:
-    """Raises in a backward pass of a part of the graph; a hook of the loss, which such a pass may
-    reach without reaching the embeddings."""
-    if not torch.autograd._is_checkpoint_valid():
-        raise RuntimeError(
-            "loss: expected loss.backward(), got torch.autograd.grad or backward(inputs=...): "
-            "gradients of a GradCache go into .grad, chunk by chunk"
-        )
 
 
 def check_used(unused: Sequence[str]) -> None:

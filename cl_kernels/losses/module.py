@@ -86,7 +86,8 @@ class LossModule(nn.Module):
         """A copy that shares the group of processes, which cannot be copied."""
         if (group := getattr(self, "group", None)) is not None:
             memo[id(group)] = group
-        make, arguments, state = self.__reduce_ex__(4)[:3]  # type: ignore[misc]
+        reduced: Any = self.__reduce_ex__(4)
+        make, arguments, state = reduced[:3]
         memo[id(self)] = copied = make(*arguments)
         copied.__setstate__(copy.deepcopy(state, memo))
         return copied

@@ -1,6 +1,8 @@
 """The modules are their functions; temperatures are learned, kept as buffers, or plain numbers."""
 
+import copy
 import inspect
+import os
 
 import pytest
 import torch
@@ -127,3 +129,28 @@ def test_what_is_said_in_the_wrong_place():
         NTXentLoss()(*views(4), temperature=0.2)
     with pytest.raises(TypeError, match="where: expected in a call of NTXentLoss, not here"):
         NTXentLoss(where=())
+
+
+class Logging(NTXentLoss):
+    """As a user's class that holds what cannot be copied."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.log = open(os.devnull, "w")  # noqa: SIM115
+
+    def __getstate__(self):
+        return self.__dict__ | {"log": None}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.log = open(os.devnull, "w")  # noqa: SIM115
+
+
+def test_copies_are_made_as_a_subclass_says():
+    temperature = torch.nn.Parameter(torch.tensor(0.2))
+    loss = torch.nn.ModuleList([Logging(temperature), Logging(temperature)])
+    first, second = copy.deepcopy(loss)
+    assert first.temperature is second.temperature is not temperature
+    assert first.log is not loss[0].log and not first.log.closed
+    for each in (*loss, first, second):
+        each.log.close()
