@@ -52,7 +52,6 @@ TESTS = (
     "grad_cache/test_ddp",
     "grad_cache/test_step",
     "grad_cache/test_as_loss",
-    "grad_cache/test_precision",
     "memory/test_queue",
     "memory/test_bank",
     "memory/test_momentum",
