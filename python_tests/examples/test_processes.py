@@ -94,14 +94,12 @@ def test_two_processes_train_as_one():
 
 @needs_gloo
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["simclr", "moco"])
-def test_torchrun_trains_reports_once_and_resumes(example, tmp_path):
+def test_torchrun_trains_and_reports_once(tmp_path):
     def start(epochs):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         # Without the -- torchrun would take --monitor for an option of its own.
-        command += ["-m", "--", f"examples.{example}", "--quick", "--width", "4"]
+        command += ["-m", "--", "examples.simclr", "--quick", "--width", "4", "--device", "cpu"]
         command += ["--monitor", "1", "--epochs", str(epochs), "--out", str(tmp_path)]
-        command += ["--device", "cpu"]
         return subprocess.run(
             command,
             cwd=Path(__file__).parents[2],
@@ -113,12 +111,8 @@ def test_torchrun_trains_reports_once_and_resumes(example, tmp_path):
     done = start(2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after training") == done.stdout.count("Written:") == 1
-    state = checkpoint.load(
-        tmp_path / "checkpoint.pt", {"simclr": "SimCLR", "moco": "MoCo"}[example]
-    )
+    state = checkpoint.load(tmp_path / "checkpoint.pt", "SimCLR")
     assert len(state["history"]) == 2 and state["settings"]["processes"] == 2
-    again = start(2)
-    assert again.returncode == 0 and again.stdout.count("resumed") == 1
     other = start(3)
     assert other.returncode != 0 and other.stderr.count("epochs is 2 there and 3 here") == 1
     assert not (tmp_path / "run.lock").exists()
