@@ -50,8 +50,8 @@ def rows_of_all(
     except Exception as error:  # the others are told: they would wait for this rank
         wrong = error
     entries = [Entry(of, said) for of, said in settings.items()]
-    named = str(wrong).partition(":")[0]  # the argument that its message begins with
-    unread = {named} if named in given else set(given) if wrong is not None else set()
+    named = {str(wrong).partition(":")[0]} & given.keys()  # what its message begins with
+    unread = set() if wrong is None else named or given.keys()
     entries += [_entry(of, x, of in unread) for of, x in given.items()]
     try:
         counts = agree(ranks, name, entries, device)[len(settings)]

@@ -3,20 +3,17 @@
 import collections
 import unicodedata
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")  # in 4 styles each
+from examples.common.fonts import family, font_paths, look_alikes
+
 SIZE = 32  # pixels a side
 OVERSAMPLED = 4
 X_HEIGHT = 11  # pixels: fonts are scaled to the same height of an x
@@ -46,7 +43,7 @@ def render(most: int = 0) -> Glyphs:
     Args:
         most: Only so many characters, those that most fonts have; 0: all.
     """
-    paths = _font_paths()
+    paths = font_paths()
     charmaps = [set(filter(_is_wanted, FT2Font(str(path)).get_charmap())) for path in paths]
     found = collections.Counter(code for charmap in charmaps for code in charmap)
     wanted = set(sorted(found, key=lambda code: (-found[code], code))[: most or None])
@@ -58,26 +55,16 @@ def render(most: int = 0) -> Glyphs:
             fonts.append(index)
             outlines.append(hash(large.tobytes()))
     codes, characters = np.unique(drawn, return_inverse=True)
+    groups = look_alikes(characters.tolist(), fonts, outlines, half=True)
     return Glyphs(
         torch.from_numpy(np.stack(pixels)),
         torch.from_numpy(characters),
         torch.tensor(fonts),
         codes.tolist(),
         [unicodedata.name(chr(code)) for code in codes],
-        torch.from_numpy(_look_alikes(characters, fonts, outlines).astype(np.int64)),
+        torch.from_numpy(groups.astype(np.int64)),
         tuple(path.stem for path in paths),
     )
-
-
-def family(font: str) -> str:
-    """``DejaVuSans`` of ``DejaVuSans-Bold``."""
-    stem = font.split("-")[0]
-    return "STIXGeneral" if stem.startswith("STIXGeneral") else stem
-
-
-def _font_paths() -> list[Path]:
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return [path for path in sorted(folder.glob("*.ttf")) if family(path.stem) in FAMILIES]
 
 
 def _drawings(path: Path, codes: list[int]) -> Iterator[tuple[int, Image.Image]]:
@@ -106,24 +93,3 @@ def _is_wanted(code: int) -> bool:
     made_of = unicodedata.decomposition(character)
     same_character = made_of and " " not in made_of
     return not (same_character or made_of.startswith("<font>"))
-
-
-def _look_alikes(characters: np.ndarray, fonts: list[int], outlines: list[int]) -> np.ndarray:
-    """One group, [C], for characters that half of their common fonts draw alike: A, Alpha and the
-    like. No model can tell them apart.
-    """
-    fonts_of = collections.defaultdict(set)
-    alike = collections.defaultdict(list)
-    for character, font, outline in zip(characters.tolist(), fonts, outlines, strict=True):
-        fonts_of[character].add(font)
-        alike[font, outline].append(character)
-    times = collections.Counter(pair for same in alike.values() for pair in combinations(same, 2))
-    linked = [
-        (one, other)
-        for (one, other), count in times.items()
-        if 2 * count >= len(fonts_of[one] & fonts_of[other])
-    ]
-    pairs = np.array(linked, dtype=np.int64).reshape(-1, 2).T
-    count = len(fonts_of)
-    graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(count, count))
-    return connected_components(graph, directed=False)[1]

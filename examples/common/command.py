@@ -68,7 +68,7 @@ def ended(
     if speaks:
         show(said, sys.stderr if status else sys.stdout)
     elif status:
-        time.sleep(PATIENCE)  # torchrun ends all when one has ended: first the first shall speak
+        time.sleep(PATIENCE)  # torchrun ends all as soon as one ends, and the first has to speak
     return status
 
 

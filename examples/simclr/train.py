@@ -36,12 +36,11 @@ class Trainer(ImageTrainer):
         groups: Tensor | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config, images, groups, ranks)
         if config.loss == "eager" and ranks.size > 1:
             raise ValueError(f"loss: expected cl_kernels with {ranks.size} processes, got eager")
+        super().__init__(config, images, groups, ranks)
         self.loss = make_loss(config.loss, config.temperature)
-        self.encode = ranks.wrap(self.model)
-        self.cache = GradCache(self.encode, self._contrast, chunk_size=config.chunk or len(images))
+        self.cache = GradCache(self.compute, self._contrast, chunk_size=config.chunk or len(images))
 
     def untrained(self) -> Tower:
         return make_model(self.config, self.images.shape[1])
@@ -59,7 +58,7 @@ class Trainer(ImageTrainer):
 
     def _loss(self, view_0: Tensor, view_1: Tensor, chosen: Tensor) -> Tensor:
         # One batch of 2N, so that batch norm sees both views.
-        view_0, view_1 = self.encode(torch.cat([view_0, view_1])).chunk(2)
+        view_0, view_1 = self.compute(torch.cat([view_0, view_1])).chunk(2)
         return self._contrast(view_0, view_1, self._groups(chosen))
 
     def _contrast(self, view_0: Tensor, view_1: Tensor, groups: Tensor | None) -> Tensor:

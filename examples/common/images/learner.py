@@ -5,10 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from examples.common.images.config import ImageConfig
 from examples.common.images.networks import Tower
 from examples.common.images.train import Trainer
-from examples.common.ranks import ALONE, Ranks
 
 
 class Views(NamedTuple):
@@ -48,18 +46,11 @@ class LearnerTrainer(Trainer):
     model: Learner
     labels: Tensor | None = None  # [N] int64, of the training images
 
-    def __init__(
-        self,
-        config: ImageConfig,
-        images: Tensor,
-        groups: Tensor | None = None,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(config, images, groups, ranks)
-        self.compute = ranks.wrap(LossOf(self.model))
-
     @abstractmethod
     def untrained(self) -> Learner: ...
+
+    def _computed(self) -> nn.Module:
+        return LossOf(self.model)
 
     def train_step(self, chosen: Tensor) -> float:
         loss = super().train_step(chosen)

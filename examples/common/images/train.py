@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.common import checkpoint
@@ -60,6 +60,7 @@ class Trainer(ABC):
         self.partners = None if groups is None else Partners(groups)
         self.device = torch.device(config.device)
         self.model = self.untrained()
+        self.compute = ranks.wrap(self._computed())
         self.augmentation = make_augmentation(config.data, config.image_size)
         self.optimizer = make_optimizer(self.model, config)
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, config.warmup)
@@ -72,6 +73,10 @@ class Trainer(ABC):
     @abstractmethod
     def untrained(self) -> Any:
         """The model as training begins: always the same weights for the same seed."""
+
+    def _computed(self) -> nn.Module:
+        """What a step calls: several processes share its gradients."""
+        return self.model
 
     @abstractmethod
     def _loss(self, view_0: Tensor, view_1: Tensor, chosen: Tensor) -> Tensor:
