@@ -6,7 +6,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from examples.clip import index
@@ -17,6 +16,7 @@ from examples.clip.train import Trainer
 from examples.common.command import ended, show, to_the_end, working_in
 from examples.common.guards import one_line
 from examples.common.ranks import joined
+from examples.common.settings import add_settings, given_settings
 
 DRAWN = 40  # characters of an answer
 
@@ -38,14 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (train, ask):
         command.add_argument("--out", type=Path, help="folder of the run; default: runs/clip")
         command.add_argument("--quick", action="store_true", help="a small run, in its own folder")
-    for setting in fields(Config):
-        train.add_argument(
-            "--" + setting.name.replace("_", "-"),
-            type=setting.type,
-            choices=setting.metadata["choices"],
-            default=argparse.SUPPRESS,
-            help=f"{setting.metadata['help']} ({setting.default})",
-        )
+    add_settings(train, Config)
     return parser
 
 
@@ -61,8 +54,7 @@ def run(options: argparse.Namespace) -> str:
 
 def train(options: argparse.Namespace) -> str:
     """Trains, or continues; returns the report."""
-    given = {s.name: getattr(options, s.name) for s in fields(Config) if hasattr(options, s.name)}
-    config = make_config(given, quick=options.quick)
+    config = make_config(given_settings(options, Config), quick=options.quick)
     folder = _folder(options)
     with joined(config.device) as ranks:
         data = load(config)

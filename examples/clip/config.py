@@ -5,14 +5,14 @@ from typing import Any
 
 from examples.clip.glyphs import SIZE
 from examples.common.device import pick_device, pick_precision
-from examples.common.images.config import setting
+from examples.common.settings import Checked, setting
 
 WIDEST_SCALE = 100.0  # of the logits, as in CLIP
 START = {"clip": (1 / 0.07, 0.0), "siglip": (10.0, -10.0)}  # scale and bias, of the two papers
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Everything that decides the weights; a checkpoint resumes under an equal one only."""
 
     split: str = setting(
@@ -54,10 +54,6 @@ class Config:
         # Pictures of a batch may have one name. SigLIP learns that from ids, which do not go round.
         goes_round = self.loss == "clip" or self.gather == "all"
         self._check("gather", goes_round, "all with siglip")
-
-    def _check(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
 
 QUICK: dict[str, Any] = {

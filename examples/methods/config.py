@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from examples.common.images.config import ImageConfig, Presets, resolve, setting
+from examples.common.images.config import ImageConfig, Presets, resolve
+from examples.common.settings import setting
 from examples.methods.catalogue import METHODS
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from examples.common.command import ended
 from examples.common.images import command
+from examples.common.settings import given_settings
 from examples.moco.config import Config, make_config
 from examples.moco.train import Trainer, loss_facts
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Trains as the settings and options say; returns the text to print."""
-    config = make_config(command.given_settings(options, Config), quick=options.quick)
+    config = make_config(given_settings(options, Config), quick=options.quick)
     with command.prepared(config, options, Trainer, f"moco-{config.version}") as ready:
         return command.train(ready, loss_facts)
 

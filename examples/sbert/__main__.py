@@ -3,13 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from examples.common.command import ended, to_the_end, working_in
 from examples.common.ranks import joined
+from examples.common.settings import add_settings, given_settings
 from examples.sbert import mining
 from examples.sbert.config import Config, make_config
 from examples.sbert.data import Corpus, DataError, load
@@ -40,19 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, help="folder of the run; default: runs/sbert/NAME")
         command.add_argument("--quick", action="store_true", help="a small run, in its own folder")
     for command in (train, mine):
-        for setting in fields(Config):
-            command.add_argument(
-                "--" + setting.name.replace("_", "-"),
-                type=setting.type,
-                choices=setting.metadata["choices"],
-                default=argparse.SUPPRESS,
-                help=f"{setting.metadata['help']} (bag: {_shown(setting.default)})",
-            )
+        add_settings(command, Config, "bag")
     return parser
-
-
-def _shown(default: object) -> object:
-    return "none" if default in (None, "") else default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """The command that the options name; returns the text to print."""
-    given = {s.name: getattr(options, s.name) for s in fields(Config) if hasattr(options, s.name)}
-    return COMMANDS[options.command](make_config(given, quick=options.quick), options)
+    config = make_config(given_settings(options, Config), quick=options.quick)
+    return COMMANDS[options.command](config, options)
 
 
 def train(config: Config, options: argparse.Namespace) -> str:

@@ -1,52 +1,49 @@
 """The settings of a run, and their defaults for each encoder."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from examples.common.device import pick_device, pick_precision
-
-
-def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+from examples.common.settings import Checked, setting
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Everything that decides the weights; a checkpoint resumes under an equal one only."""
 
-    dataset: str = _setting("python", "python, a TSV of pairs, or a Hugging Face data set")
-    query_column: str = _setting("", "of --dataset; may be left out if it has two columns")
-    document_column: str = _setting("", "of --dataset; may be left out if it has two columns")
-    pairs: int = _setting(0, "use this many pairs, evenly spread; 0: all")
-    heldout: float = _setting(0.1, "share of modules (of pairs, with --dataset) held out")
-    encoder: str = _setting(
+    dataset: str = setting("python", "python, a TSV of pairs, or a Hugging Face data set")
+    query_column: str = setting("", "of --dataset; may be left out if it has two columns")
+    document_column: str = setting("", "of --dataset; may be left out if it has two columns")
+    pairs: int = setting(0, "use this many pairs, evenly spread; 0: all")
+    heldout: float = setting(0.1, "share of modules (of pairs, with --dataset) held out")
+    encoder: str = setting(
         "bag", "bag of tokens or transformer from scratch", ("bag", "transformer", "pretrained")
     )
-    model: str = _setting("", "start from this checkpoint: a folder, or an installed package")
-    dim: int = _setting(768, "width of the embeddings")
-    vocabulary: int = _setting(16000, "tokens at most")
-    max_tokens: int = _setting(512, "of a text; the rest is cut off")
-    layers: int = _setting(2, "of the transformer")
-    heads: int = _setting(4, "of the transformer")
-    dropout: float = _setting(0.3, "share of a text's tokens (bag) or activations left out")
-    epochs: int = _setting(8, "with in-batch negatives")
-    hard_epochs: int = _setting(2, "with mined negatives besides")
-    batch_size: int = _setting(4096, "pairs a step")
-    chunk: int = _setting(0, "texts encoded at a time (gradient caching); 0: the whole batch")
-    temperature: float = _setting(0.05, "of the InfoNCE loss")
-    learning_rate: float = _setting(5e-3, "peak learning rate of AdamW")
-    hard_learning_rate: float = _setting(2e-3, "the same with mined negatives")
-    warmup: float = _setting(0.1, "fraction of a stage in which the learning rate rises")
-    negatives: int = _setting(4, "mined for each query, again in every epoch")
-    range_max: int = _setting(20, "negatives are drawn from this many of the hardest")
-    relative_margin: float = _setting(0.05, "negatives score below (1 - this) times the positive")
-    seed: int = _setting(0, "of weights, data order, dropout and the draw of negatives")
-    precision: str = _setting(
+    model: str = setting("", "start from this checkpoint: a folder, or an installed package")
+    dim: int = setting(768, "width of the embeddings")
+    vocabulary: int = setting(16000, "tokens at most")
+    max_tokens: int = setting(512, "of a text; the rest is cut off")
+    layers: int = setting(2, "of the transformer")
+    heads: int = setting(4, "of the transformer")
+    dropout: float = setting(0.3, "share of a text's tokens (bag) or activations left out")
+    epochs: int = setting(8, "with in-batch negatives")
+    hard_epochs: int = setting(2, "with mined negatives besides")
+    batch_size: int = setting(4096, "pairs a step")
+    chunk: int = setting(0, "texts encoded at a time (gradient caching); 0: the whole batch")
+    temperature: float = setting(0.05, "of the InfoNCE loss")
+    learning_rate: float = setting(5e-3, "peak learning rate of AdamW")
+    hard_learning_rate: float = setting(2e-3, "the same with mined negatives")
+    warmup: float = setting(0.1, "fraction of a stage in which the learning rate rises")
+    negatives: int = setting(4, "mined for each query, again in every epoch")
+    range_max: int = setting(20, "negatives are drawn from this many of the hardest")
+    relative_margin: float = setting(0.05, "negatives score below (1 - this) times the positive")
+    seed: int = setting(0, "of weights, data order, dropout and the draw of negatives")
+    precision: str = setting(
         "auto",
         "autocast's type; auto: bfloat16 on a GPU that has it",
         ("auto", "float32", "bfloat16"),
     )
-    device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "layers", "heads", "epochs", "batch_size", "negatives"):
@@ -71,10 +68,6 @@ class Config:
                 f"model: expected one for the pretrained encoder only, got {self.model!r} for the "
                 f"{self.encoder} encoder"
             )
-
-    def _check(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -104,7 +97,7 @@ QUICK: dict[str, Any] = {"pairs": 2000, "epochs": 1, "hard_epochs": 1, "batch_si
 
 def make_config(given: dict[str, Any], *, quick: bool = False) -> Config:
     """The encoder's preset, then ``quick``'s, then what was ``given``; ``auto`` is resolved."""
-    known = {setting.name for setting in fields(Config)}
+    known = {field.name for field in fields(Config)}
     if unknown := given.keys() - known:
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
     encoder = given.get("encoder", "pretrained" if given.get("model") else "bag")

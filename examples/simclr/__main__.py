@@ -8,6 +8,7 @@ from examples.common.command import ended
 from examples.common.images import command
 from examples.common.images.memory import parse_size
 from examples.common.ranks import expect_alone
+from examples.common.settings import given_settings
 from examples.simclr.compare import compare
 from examples.simclr.config import Config, make_config
 from examples.simclr.train import Trainer, loss_facts
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Trains as the settings and options say; returns the text to print."""
-    config = make_config(command.given_settings(options, Config), quick=options.quick)
+    config = make_config(given_settings(options, Config), quick=options.quick)
     budget = parse_size(options.budget)
     if options.compare:
         expect_alone("compare")

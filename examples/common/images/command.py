@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from examples.common.images.memory import LossFacts
 from examples.common.images.scalars import tensorboard
 from examples.common.images.train import Trainer
 from examples.common.ranks import expect_alone, joined
+from examples.common.settings import add_settings
 
 ERRORS = (DataError,)  # besides those of every example
 
@@ -44,20 +44,8 @@ def make_parser(name: str, description: str, config: type[ImageConfig]) -> argpa
     add("--monitor", type=int, default=0, metavar="EPOCHS", help="k-NN and probe every so often")
     add("--tensorboard", action="store_true", help="write scalars below --out")
     add("--no-report", action="store_true", help="train only")
-    for setting in fields(config):
-        add(
-            "--" + setting.name.replace("_", "-"),
-            type=setting.type,
-            choices=setting.metadata["choices"],
-            default=argparse.SUPPRESS,
-            help=f"{setting.metadata['help']} (digits: {setting.default})",
-        )
+    add_settings(parser, config, "digits")
     return parser
-
-
-def given_settings(options: argparse.Namespace, config: type[ImageConfig]) -> dict[str, Any]:
-    """The settings that the command line names."""
-    return {s.name: getattr(options, s.name) for s in fields(config) if hasattr(options, s.name)}
 
 
 @contextmanager

@@ -1,19 +1,15 @@
 """The settings that every example on images has, and how they are made from presets."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from examples.common.device import pick_device, pick_precision
+from examples.common.settings import setting
 
 LARS_RATE, LARS_DECAY = 0.3 / 256, 1e-6  # SimCLR's (section 2.2); the rate for each pair of a batch
 
 # Natural images: colour views need more negatives and a wider network.
 NATURAL: dict[str, Any] = {"batch_size": 1024, "width": 64, "stages": 4, "projection": 128}
-
-
-def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field of a settings class, which is an option of the command too."""
-    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
