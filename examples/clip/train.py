@@ -1,36 +1,29 @@
 """The training loop: one loss of all processes' pairs, one checkpoint an epoch."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cl_kernels import grad_cache_step
 from examples.clip.augment import augment, draw
 from examples.clip.config import Config
 from examples.clip.data import Data
 from examples.clip.model import Clip, make_model
-from examples.common import checkpoint
 from examples.common.fingerprint import fingerprint
 from examples.common.guards import check_finite, check_finite_weights
 from examples.common.images.optim import make_scheduler
 from examples.common.ranks import ALONE, Ranks
+from examples.common.run import TrainingRun
 
 SCALE_RATE = 0.2  # of the towers' learning rate: else the softmax is sharp before they are good
 
 
-class Trainer:
-    """A run that can be saved and resumed between any two epochs.
-
-    Every process draws the whole batch, order and views, from one seed and encodes its own part of
-    it: with any number of processes training is the same, but for rounding.
+class Trainer(TrainingRun):
+    """A run of both towers: with any number of processes the same, but for rounding.
 
     Args:
         config: The settings of the run.
@@ -38,42 +31,28 @@ class Trainer:
         ranks: This process among those that share the batches.
     """
 
-    kind = "CLIP"  # of its checkpoints
+    kind = "CLIP"
+    config: Config
 
     def __init__(self, config: Config, data: Data, ranks: Ranks = ALONE) -> None:
         pictures = data.of("train")
-        self.steps = len(pictures.pixels) // config.batch_size  # an epoch's; the rest is left
-        if self.steps == 0:
+        steps = len(pictures.pixels) // config.batch_size  # the rest is left
+        if steps == 0:
             raise ValueError(
                 f"batch_size: expected at most the {len(pictures.pixels)} training pictures, "
                 f"got {config.batch_size}"
             )
-        self.own = ranks.part(config.batch_size)
-        self.config, self.ranks, self.pictures = config, ranks, pictures
+        super().__init__(config, steps, ranks)
+        self.pictures = pictures
         self.names, self.groups = data.names(data.known()), data.glyphs.groups
         self.fingerprint = fingerprint([*pictures, *self.names, self.groups])
-        self.device = torch.device(config.device)
         self.model = make_model(config, self.names)
         self.ids = self.model.text.vocabulary.ids(data.glyphs.names)  # [C, L]
         self.towers = [ranks.wrap(self.model.image), ranks.wrap(self.model.text)]
         self.contrast = ranks.wrap(self.model.contrast)
         self.optimizer = make_optimizer(self.model, config)
-        self.scheduler = make_scheduler(self.optimizer, config.epochs * self.steps, config.warmup)
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.history: list[dict[str, float]] = []
+        self.scheduler = make_scheduler(self.optimizer, config.epochs * steps, config.warmup)
         self.losses: list[float] = []  # of each step
-        self.seconds = 0.0
-        self.saved: Path | None = None  # the last good checkpoint
-
-    @property
-    def epochs(self) -> int:
-        """Of the whole run."""
-        return self.config.epochs
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history)
 
     def train_epoch(self, after_step: Callable[[float], Any] = lambda loss: None) -> None:
         """One pass over the pictures in a new order."""
@@ -142,77 +121,23 @@ class Trainer:
         ids, groups = self.ids[named], self.groups[named]
         return views, ids.to(self.device), groups.to(self.device)
 
-    def _autocast(self) -> torch.autocast:
-        # bfloat16 has float32's range: no gradient scaler is needed.
-        mixed = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
-
     def settings(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued."""
-        return {
-            **asdict(self.config),
-            "processes": self.ranks.size,  # others round differently
+        return super().settings() | {
             "training_pictures": len(self.pictures.pixels),
             "pictures_sha256": self.fingerprint,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
-        return {
-            "kind": self.kind,
-            "settings": self.settings(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "order": self.order.get_state(),
-            "history": self.history,
-            "losses": self.losses,
-            "seconds": self.seconds,
-        }
+        return super().state_dict() | {"losses": self.losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where ``state_dict`` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.order.set_state(state["order"])
-        self.history, self.losses = list(state["history"]), list(state["losses"])
-        self.seconds = state["seconds"]
+        super().load_state_dict(state)
+        self.losses = list(state["losses"])
 
     def disk_bytes(self) -> int:
         """Room for two checkpoints, the old and the new, and for what is exported."""
         weights = sum(weight.nbytes for weight in self.model.state_dict().values())
         return (2 * 3 + 1) * weights + 2**27  # AdamW keeps two numbers for each weight
-
-    def resume(self, path: Path) -> None:
-        """Loads the checkpoint at ``path``, if it belongs to this run."""
-        checkpoint.resume(path, self)
-        self.saved = path
-
-    def run(self, path: Path) -> None:
-        """Trains to the last epoch; the first process writes ``path`` after each."""
-        total, done = self.config.epochs * self.steps, self.epoch * self.steps
-        silent = done == total or not self.ranks.first
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        bar = tqdm(
-            total=total,
-            initial=done,
-            desc="training",
-            unit="step",
-            mininterval=interval,
-            disable=silent,
-        )
-
-        def after_step(loss: float) -> None:
-            bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-
-        with bar:
-            while self.epoch < self.config.epochs:
-                self.train_epoch(after_step)
-                if self.ranks.first:
-                    checkpoint.save(path, self.state_dict())
-                self.saved = path
 
 
 def make_optimizer(model: Clip, config: Config) -> torch.optim.AdamW:

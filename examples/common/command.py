@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from examples.common.checkpoint import CheckpointError
 from examples.common.guards import (
@@ -19,7 +19,8 @@ from examples.common.guards import (
 )
 from examples.common.lock import LockError, hold
 from examples.common.process import ProcessError
-from examples.common.ranks import Ranks, started_first
+from examples.common.ranks import started_first
+from examples.common.run import TrainingRun
 
 CHECKPOINT = "checkpoint.pt"
 RESUMES = "the same command resumes after the last whole epoch"
@@ -29,20 +30,6 @@ OTHERS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "waited for the
 EXPECTED = (
     CheckpointError, ImportError, LockError, OSError, OutputError, ProcessError, ValueError
 )  # fmt: skip
-
-
-class Trainer(Protocol):
-    """What can be run to its end, and resumed."""
-
-    ranks: Ranks
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def epochs(self) -> int: ...
-    def disk_bytes(self) -> int: ...
-    def resume(self, path: Path) -> None: ...
-    def run(self, path: Path) -> None: ...
 
 
 def ended(
@@ -103,7 +90,7 @@ def show(text: str, file: TextIO) -> None:
 
 
 @contextmanager
-def working_in(folder: Path, trainer: Trainer) -> Iterator[None]:
+def working_in(folder: Path, trainer: TrainingRun) -> Iterator[None]:
     """Around a run: the folder can be written, and is its own; the first process has it for all."""
     if not trainer.ranks.first:
         trainer.ranks.wait()  # for the first to have it
@@ -116,7 +103,7 @@ def working_in(folder: Path, trainer: Trainer) -> Iterator[None]:
 
 
 def to_the_end(
-    trainer: Trainer,
+    trainer: TrainingRun,
     folder: Path,
     *,
     fresh: bool,

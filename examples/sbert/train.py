@@ -1,18 +1,15 @@
 """The training loop: in-batch negatives, then mined ones besides, one checkpoint an epoch."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from cl_kernels import PairFilter, info_nce
 from cl_kernels.grad_cache import GradCache
@@ -20,13 +17,14 @@ from examples.common import checkpoint
 from examples.common.fingerprint import fingerprint
 from examples.common.guards import check_finite, check_finite_weights
 from examples.common.ranks import ALONE, Ranks
+from examples.common.run import TrainingRun
 from examples.sbert.config import Config
 from examples.sbert.data import Pairs
 from examples.sbert.encoder import TextEncoder, make_encoder
 from examples.sbert.mining import filled, mine
 
 
-class Trainer:
+class Trainer(TrainingRun):
     """A run that can be saved and resumed between any two epochs.
 
     Args:
@@ -38,7 +36,8 @@ class Trainer:
             seed, and encodes its own part of it.
     """
 
-    kind = "SBERT"  # of its checkpoints
+    kind, trained = "SBERT", "encoder"
+    config: Config
 
     def __init__(
         self,
@@ -47,18 +46,16 @@ class Trainer:
         monitor: Callable[[TextEncoder], dict[str, float]] = lambda encoder: {},
         ranks: Ranks = ALONE,
     ) -> None:
-        self.steps = len(pairs) // config.batch_size  # an epoch's; the incomplete batch is left
-        if self.steps == 0:
+        steps = len(pairs) // config.batch_size  # the incomplete batch is left
+        if steps == 0:
             raise ValueError(
                 f"batch_size: expected at most the {len(pairs)} training pairs, "
                 f"got {config.batch_size}"
             )
-        self.ranks, self.own = ranks, ranks.part(config.batch_size)
-        self.config = config
+        super().__init__(config, steps, ranks)
         self.pairs = pairs
         self.fingerprint = fingerprint([*pairs.queries, *pairs.documents, pairs.groups])
         self.monitor = monitor
-        self.device = torch.device(config.device)
         self.encoder = make_encoder(config, [*pairs.queries, *pairs.documents])
         check_encoder(self.encoder)
         self.queries = self.encoder.tokenize(pairs.queries)
@@ -69,21 +66,12 @@ class Trainer:
             self.encoder.parameters(), lr=config.learning_rate, weight_decay=0.0
         )
         self.scheduler = LambdaLR(self.optimizer, self._rate)
-        self.order = torch.Generator().manual_seed(config.seed)
         self.before: dict[str, float] = {}  # the monitor's numbers before training
-        self.history: list[dict[str, float]] = []
-        self.seconds = 0.0
-        self.saved: Path | None = None  # the last good checkpoint
 
     @property
     def epochs(self) -> int:
         """Of both stages."""
         return self.config.epochs + self.config.hard_epochs
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history)
 
     def _rate(self, step: int) -> float:
         """Of the peak rate; each stage has a linear warm-up, then a cosine to zero."""
@@ -178,44 +166,19 @@ class Trainer:
         queries, documents = map(self.encoder.encode, (self.queries, self.documents))
         return mine(queries, documents, self.pairs, self.config)
 
-    def _autocast(self) -> torch.autocast:
-        # bfloat16 has float32's range: no gradient scaler is needed.
-        mixed = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
-
     def settings(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued."""
-        return {
-            **asdict(self.config),
-            "processes": self.ranks.size,
+        return super().settings() | {
             "training_pairs": len(self.pairs),
             "texts_sha256": self.fingerprint,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
-        return {
-            "kind": self.kind,
-            "settings": self.settings(),
-            "encoder": self.encoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "order": self.order.get_state(),
-            "random": checkpoint.random_state(self.device),
-            "before": self.before,
-            "history": self.history,
-            "seconds": self.seconds,
-        }
+        random = checkpoint.random_state(self.device)
+        return super().state_dict() | {"random": random, "before": self.before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where ``state_dict`` was taken."""
-        self.encoder.load_state_dict(state["encoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.order.set_state(state["order"])
+        super().load_state_dict(state)
         self.before = state["before"]
-        self.history = list(state["history"])
-        self.seconds = state["seconds"]
         checkpoint.set_random_state(self.device, state["random"])
 
     def disk_bytes(self) -> int:
@@ -224,34 +187,10 @@ class Trainer:
         embeddings = 4 * len(self.pairs) * self.config.dim
         return (2 * 3 + 1) * weights + 2 * embeddings + 2**24  # AdamW keeps two numbers a weight
 
-    def resume(self, path: Path) -> None:
-        """Loads the checkpoint at ``path``, if it belongs to this run."""
-        checkpoint.resume(path, self)
-        self.saved = path
-
     def run(self, path: Path) -> None:
-        """Trains to the last epoch; the first process writes ``path``, a checkpoint, after each."""
         if self.epoch == 0:
             self.before = self.monitor(self.encoder)
-        bar = tqdm(
-            total=self.epochs * self.steps,
-            initial=self.epoch * self.steps,
-            desc="training",
-            unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            disable=self.epoch == self.epochs or not self.ranks.first,
-        )
-
-        def after_step(loss: float) -> None:
-            bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-
-        with bar:
-            while self.epoch < self.epochs:
-                self.train_epoch(after_step)
-                if self.ranks.first:
-                    checkpoint.save(path, self.state_dict())
-                self.saved = path
+        super().run(path)
 
 
 def check_encoder(encoder: TextEncoder) -> None:

@@ -2,15 +2,13 @@
 
 import sys
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from examples.common import checkpoint
 from examples.common.fingerprint import fingerprint
@@ -23,12 +21,13 @@ from examples.common.images.groups import Partners
 from examples.common.images.networks import Tower
 from examples.common.images.optim import make_optimizer, make_scheduler
 from examples.common.ranks import ALONE, Ranks
+from examples.common.run import TrainingRun
 
 Monitor = Callable[[Tower], dict[str, float]]
 Log = Callable[[int, dict[str, float]], None]  # step, values by name
 
 
-class Trainer(ABC):
+class Trainer(TrainingRun):
     """A run that can be saved and resumed between any two epochs.
 
     Args:
@@ -40,8 +39,6 @@ class Trainer(ABC):
             and views, from one seed, and encodes its own part of it.
     """
 
-    kind: str  # of its checkpoints
-
     def __init__(
         self,
         config: ImageConfig,
@@ -49,26 +46,20 @@ class Trainer(ABC):
         groups: Tensor | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.steps = len(images) // config.batch_size  # an epoch's; the incomplete batch is left
-        if self.steps == 0:
+        steps = len(images) // config.batch_size  # the incomplete batch is left
+        if steps == 0:
             raise ValueError(f"batch_size {config.batch_size} exceeds {len(images)} images")
-        self.ranks, self.own = ranks, ranks.part(config.batch_size)
-        self.config = config
+        super().__init__(config, steps, ranks)
         self.images = images
         self.groups = groups
         self.fingerprint = fingerprint([images, groups])
         self.partners = None if groups is None else Partners(groups)
-        self.device = torch.device(config.device)
         self.model = self.untrained()
         self.compute = ranks.wrap(self._computed())
         self.augmentation = make_augmentation(config.data, config.image_size)
         self.optimizer = make_optimizer(self.model, config)
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, config.warmup)
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.history: list[dict[str, float]] = []
         self.embeddings: tuple[Tensor, Tensor] | None = None  # both views' [n, D], of the last step
-        self.seconds = 0.0
-        self.saved: Path | None = None  # the last good checkpoint
 
     @abstractmethod
     def untrained(self) -> Any:
@@ -83,16 +74,6 @@ class Trainer(ABC):
         """The loss of two views [n, C, H, W] of the images ``chosen``, this process's part of a
         batch; sets ``embeddings``.
         """
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history)
-
-    @property
-    def epochs(self) -> int:
-        """Of the whole run."""
-        return self.config.epochs
 
     @property
     def total_steps(self) -> int:
@@ -148,53 +129,23 @@ class Trainer(ABC):
         first, second = (as_float(self.images[which].to(self.device)) for which in (chosen, others))
         return self.augmentation(first)[self.own], self.augmentation(second)[self.own]
 
-    def _autocast(self) -> torch.autocast:
-        # bfloat16 has float32's range: no gradient scaler is needed.
-        mixed = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
-
     def settings(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued."""
-        return {
-            **asdict(self.config),
-            "processes": self.ranks.size,
+        return super().settings() | {
             "training_images": list(self.images.shape),
             "images_sha256": self.fingerprint,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, in types that ``weights_only=True`` reads."""
-        return {
-            "kind": self.kind,
-            "settings": self.settings(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "order": self.order.get_state(),
-            "random": checkpoint.random_state(self.device),
-            "history": self.history,
-            "seconds": self.seconds,
-        }
+        return super().state_dict() | {"random": checkpoint.random_state(self.device)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where ``state_dict`` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.order.set_state(state["order"])
-        self.history = list(state["history"])
-        self.seconds = state["seconds"]
+        super().load_state_dict(state)
         checkpoint.set_random_state(self.device, state["random"])
 
     def disk_bytes(self) -> int:
         """Room for two checkpoints, the old and the new, and for the report."""
         weights = sum(weight.nbytes for weight in self.model.state_dict().values())
         return 2 * 3 * weights + 2**24  # AdamW keeps two numbers for each weight
-
-    def resume(self, path: Path) -> None:
-        """Loads the checkpoint at ``path``, if it belongs to this run."""
-        checkpoint.resume(path, self)
-        self.saved = path
 
     def run(
         self,
@@ -214,18 +165,10 @@ class Trainer(ABC):
         """
         config = self.config
         remaining = config.epochs - self.epoch
-        bar = tqdm(
-            total=config.epochs * self.steps,
-            initial=self.epoch * self.steps,
-            desc="training",
-            unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            disable=remaining == 0 or not self.ranks.first,
-        )
+        bar = self._bar()
 
         def after_step(loss: float) -> None:
-            bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}", refresh=False)
-            bar.update()
+            self._show(bar, loss)
             log(self.scheduler.last_epoch, {"step/loss": loss, "step/learning_rate": self.rate})
 
         warned = False
@@ -240,9 +183,7 @@ class Trainer(ABC):
                 if trouble and not warned and self.epoch > config.warmup * config.epochs:
                     bar.write(f"warning: after epoch {self.epoch} {trouble}", file=sys.stderr)
                     warned = True
-                if self.ranks.first:
-                    checkpoint.save(path, self.state_dict())
-                self.saved = path
+                self._save(path)
 
     def _trouble(self) -> str | None:
         """What is wrong with the embeddings of the epoch's last batch, if anything."""
