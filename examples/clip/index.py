@@ -1,7 +1,6 @@
 """The towers and an index of all pictures on disk, and questions answered from them."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from examples.clip.model import Clip, embed_names, embed_pictures
 from examples.clip.names import Vocabulary, parts
 from examples.clip.towers import ImageTower, TextTower
 from examples.common.fingerprint import fingerprint
-from examples.common.guards import one_line, writing
+from examples.common.guards import one_line, replacing
 
 TOWERS, WEIGHTS, INDEX, RECORD = "towers", "towers.safetensors", "index.safetensors", "index.json"
 OF_EACH = 8  # pictures of a character in an answer
@@ -60,16 +59,9 @@ def export(model: Clip, config: Config, glyphs: Glyphs, folder: Path) -> list[Pa
     Raises:
         OutputError: They cannot be written; what was there before still is.
     """
-    place, aside, old = (folder / (TOWERS + suffix) for suffix in ("", ".partial", ".old"))
-    with writing(place):
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
-        aside.mkdir()
+    place = folder / TOWERS
+    with replacing(place) as aside:
         _write(model, config, glyphs, aside)
-        if place.exists():
-            place.rename(old)
-        aside.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
     return [place / name for name in (WEIGHTS, INDEX, RECORD)]
 
 

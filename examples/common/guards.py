@@ -38,6 +38,25 @@ def writing(path: Path, errors: type[Exception] = Exception) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def replacing(place: Path) -> Iterator[Path]:
+    """Gives a folder to write, which then takes the place of ``place`` as one.
+
+    Raises:
+        OutputError: It cannot be written; what was there before still is.
+    """
+    aside, old = (place.with_name(place.name + suffix) for suffix in (".partial", ".old"))
+    with writing(place):
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+        if place.exists():
+            place.rename(old)
+        aside.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def one_line(error: object, most: int = 300) -> str:
     """A message without line breaks, cut to ``most`` characters; never empty."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,6 @@
 """Nearest-neighbour index of the documents, and questions answered from it."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from examples.common.fingerprint import fingerprint
-from examples.common.guards import writing
+from examples.common.guards import replacing
 from examples.sbert.data import Pairs
 from examples.sbert.encoder import TextEncoder, load_encoder
 
@@ -34,16 +33,10 @@ def export(encoder: TextEncoder, parts: list[Pairs], folder: Path) -> list[Path]
     Raises:
         OutputError: They cannot be written; what was there before still is.
     """
-    place, aside, old = (folder / (ENCODER + suffix) for suffix in ("", ".partial", ".old"))
-    with writing(place):
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
+    place = folder / ENCODER
+    with replacing(place) as aside:
         encoder.save(aside)
         indexed = _write_index(encoder, parts, aside)
-        if place.exists():
-            place.rename(old)
-        aside.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
     return [place, *(place / name for name in indexed)]
 
 

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from examples.common.lock import hold
 from examples.common.ranks import Ranks
 from python_tests.distributed.processes import needs_gloo, run
 from python_tests.examples.clip_runs import SMALL, arguments, make_trainer, outcome
+from python_tests.examples.kills import killed_after_a_checkpoint
 from tools.soak import differences
 
 # A whole run
@@ -108,24 +107,10 @@ def test_an_index_answers_with_the_nearest_pictures_and_says_when_it_cannot(tmp_
 
 def test_resume_after_a_real_kill_is_exact(tmp_path):
     path, epochs = tmp_path / "checkpoint.pt", 5
-    script = (
-        "import pathlib, torch\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "from python_tests.examples.clip_runs import make_trainer\n"
-        f"make_trainer(epochs={epochs}).run(pathlib.Path({str(path)!r}))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
-    )
-    try:
-        whole = make_trainer(epochs=epochs)
-        whole.run(tmp_path / "whole.pt")
-        deadline = time.monotonic() + 60
-        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    call = f"make_trainer(epochs={epochs}).run(PATH)"
+    killed_after_a_checkpoint("python_tests.examples.clip_runs", call, path)
+    whole = make_trainer(epochs=epochs)
+    whole.run(tmp_path / "whole.pt")
     resumed = make_trainer(epochs=epochs)
     resumed.resume(path)
     assert 1 <= resumed.epoch < epochs

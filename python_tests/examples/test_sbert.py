@@ -2,11 +2,7 @@
 
 import json
 import random
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +21,7 @@ from examples.sbert.config import make_config
 from examples.sbert.encoder import load_encoder
 from examples.sbert.index import search
 from examples.sbert.train import Trainer, check_encoder
+from python_tests.examples.kills import killed_after_a_checkpoint
 from python_tests.examples.test_simclr import assert_same
 
 WORDS = [a + b for a in "bdfgklm" for b in ("aro", "eni", "ilu", "oto", "uka", "ywe")]
@@ -217,23 +214,8 @@ def test_resume_after_an_interrupted_epoch_is_exact(tmp_path, settings, epochs):
 @pytest.mark.slow
 def test_resume_after_a_real_kill_is_exact(tmp_path):
     path, epochs = tmp_path / "checkpoint.pt", 60
-    script = (
-        "import pathlib, torch\n"
-        "from python_tests.examples.test_sbert import make_trainer\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"
-        f"make_trainer(hard_epochs={epochs}).run(pathlib.Path({str(path)!r}))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-
+    call = f"make_trainer(hard_epochs={epochs}).run(PATH)"
+    killed_after_a_checkpoint("python_tests.examples.test_sbert", call, path)
     resumed = make_trainer(hard_epochs=epochs)
     resumed.resume(path)
     assert 1 <= resumed.epoch < epochs
