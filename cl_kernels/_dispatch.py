@@ -117,13 +117,10 @@ def _refusal(name: str, *request) -> str | None:
     return backend_module(name).refuses(asked) if reason is None else reason
 
 
-def choose(backend: str | None, request: Request, in_batch: bool | None = None) -> str:
-    """The backend's name; an explicit request is served or refused, any other one is served.
-
-    ``in_batch``: whether all embeddings are the batch's, where that is known.
-    """
+def choose(backend: str | None, request: Request) -> str:
+    """The backend's name; an explicit request is served or refused, any other one is served."""
     name, spread = _chosen_here(backend, request), spreading.innermost()
-    return name if spread is None else spread(name, request.operation, in_batch)
+    return name if spread is None else spread(name, request.operation)
 
 
 def _chosen_here(backend: str | None, request: Request) -> str:

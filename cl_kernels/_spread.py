@@ -15,6 +15,8 @@ class Spread(str):
     """The name of a backend by which several processes compute statistics together; a plain name
     computes them here."""
 
+    weighs_keys = True  # whether it has ``weighted_key``
+
     def forward(self, statistic: Any, query: Tensor, key: Tensor | None, scale: Tensor, call: Any):
         raise NotImplementedError
 
@@ -35,7 +37,7 @@ class Spread(str):
         raise NotImplementedError
 
     def of_shared(self) -> str:
-        """Who serves keys that every process has."""
+        """Who serves a batch's further keys."""
         return self
 
     def positions(self, count: int, device: torch.device) -> Tensor:
@@ -43,9 +45,8 @@ class Spread(str):
         return torch.arange(count, device=device)
 
 
-# Makes of a chosen backend who serves an operation: of embeddings of the batch alone (True), of
-# others (False), or of whatever (None).
-Chooser = Callable[[str, str, "bool | None"], str]
+# Makes of a chosen backend who serves an operation.
+Chooser = Callable[[str, str], str]
 
 spreading: Scopes[Chooser] = Scopes()
 
@@ -54,6 +55,10 @@ def positions(backend: str, count: int, device: torch.device) -> Tensor:
     if isinstance(backend, Spread):
         return backend.positions(count, device)
     return torch.arange(count, device=device)
+
+
+def weighs_keys(backend: str) -> bool:
+    return not isinstance(backend, Spread) or backend.weighs_keys
 
 
 def of_shared(backend: str) -> str:

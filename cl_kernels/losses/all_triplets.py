@@ -16,7 +16,7 @@ from torch import Tensor
 from cl_kernels._ops import define, new_like
 from cl_kernels.losses.common import in_full
 
-_FEW = 1 << 20  # similarities, or triplets, that are held at once
+FEW = 1 << 20  # similarities, or triplets, that are held at once
 
 
 class AllTriplets(NamedTuple):
@@ -75,12 +75,12 @@ class _Batch(NamedTuple):
     def of(cls, labels: Tensor) -> _Batch | None:
         """None if the batch is not small."""
         B = len(labels)
-        if not 0 < B * B <= _FEW:
+        if not 0 < B * B <= FEW:
             return None
         positive = (labels[:, None] == labels).float()
         counts = positive.sum(1).long()
         most = int(counts.max()) - 1
-        if most * B * B > _FEW:
+        if most * B * B > FEW:
             return None
         found = positive.fill_diagonal_(0).topk(most)
         return cls(None, labels, counts, (found.indices, found.values == 0))
@@ -124,7 +124,7 @@ class _Classes(NamedTuple):
 
     def parts(self) -> Iterator[slice]:
         """Some anchors at a time, of those that have a positive."""
-        some, few = self.sizes[0] if self.sizes else 0, max(1, _FEW // max(len(self.labels), 1))
+        some, few = self.sizes[0] if self.sizes else 0, max(1, FEW // max(len(self.labels), 1))
         return (slice(start, min(start + few, some)) for start in range(0, some, few))
 
     def turns(self, part: slice) -> Iterator[Turn]:
@@ -139,39 +139,59 @@ class _Classes(NamedTuple):
             yield (index - place + (place + shift) % counts)[:, None], None
 
 
+class Distance:
+    """Of anchors and other rows, some anchors at a time."""
+
+    def __init__(self, name: str, anchors: Tensor, others: Tensor):
+        self.anchors, self.others, self.euclidean = anchors, others, name == "euclidean"
+        self.squares = None if name == "cosine" else others.square().sum(1)
+
+    def negated(self, part: slice) -> Tensor:
+        """u, but for what does not depend on the other row."""
+        anchors, squares = self.anchors[part], self.squares
+        u = in_full(anchors, self.others.T)
+        if squares is None:
+            return u
+        u.mul_(2).sub_(squares)
+        if not self.euclidean:
+            return u
+        of_anchors = squares[part] if self.anchors is self.others else anchors.square().sum(1)
+        return u.sub_(of_anchors[:, None]).neg_().clamp_min_(0).sqrt_().neg_()
+
+    def add_gradients(
+        self, part: slice, u: Tensor, pull: Tensor, of_anchors: Tensor, of_others: Tensor
+    ) -> None:
+        """Of u's ``pull``, whose memory is taken as that of u is, to those of all."""
+        anchors = self.anchors[part]
+        if self.euclidean:  # that of its square; at 0 it is taken to be 0
+            pull.div_(u.mul_(-2).masked_fill_(u == 0, torch.inf))
+            of_anchors[part].addcmul_(pull.sum(1)[:, None], anchors, value=-2)
+        if self.squares is not None:
+            pull.mul_(2)
+            of_others.addcmul_(pull.sum(0)[:, None], self.others, value=-1)
+        of_anchors[part].add_(in_full(pull, self.others))
+        of_others.add_(in_full(pull.T, anchors))
+
+
 class _Sums:
     """What all triplets add up to."""
 
     def __init__(self, rows: Tensor, labels: Tensor, distance: str, grad, needed: bool):
-        self.rows, self.grad, self.needed = rows, grad, needed
-        self.euclidean = distance == "euclidean"
-        self.squares = None if distance == "cosine" else rows.square().sum(1)
+        self.grad, self.needed = grad, needed
+        self.distance = Distance(distance, rows, rows)
         self.losses, self.active = rows.new_zeros(len(rows)), labels.new_zeros(())
         self.grad_rows, self.grad_margin = torch.zeros_like(rows if needed else rows[:0]), 0
 
     def part(self, part: slice, batch: _Batch | _Classes, margin: Tensor, soft: bool) -> None:
-        """Adds the triplets of some anchors. u is a negated distance but for what does not depend
-        on the other row."""
-        rows, squares = self.rows, self.squares
-        u = in_full(rows[part], rows.T)
-        if squares is not None:
-            u.mul_(2).sub_(squares)
-        if squares is not None and self.euclidean:
-            u = u.sub_(squares[part, None]).neg_().clamp_min_(0).sqrt_().neg_()
+        """Adds the triplets of some anchors."""
+        u = self.distance.negated(part)
         same = batch.labels[part, None] == batch.labels
         negatives, pull = u.masked_fill(same, -torch.inf), torch.zeros_like(u)
         for turn in batch.turns(part):
             self._turn(part, u, negatives, pull, turn, margin, soft)
         if not self.needed:
             return
-        if self.euclidean:  # that of its square; at 0 it is taken to be 0
-            pull.div_(u.mul_(-2).masked_fill_(u == 0, torch.inf))
-            self.grad_rows[part].addcmul_(pull.sum(1)[:, None], rows[part], value=-2)
-        if squares is not None:
-            pull.mul_(2)
-            self.grad_rows.addcmul_(pull.sum(0)[:, None], rows, value=-1)
-        self.grad_rows[part].add_(in_full(pull, rows))
-        self.grad_rows.add_(in_full(pull.T, rows[part]))
+        self.distance.add_gradients(part, u, pull, self.grad_rows, self.grad_rows)
 
     def _turn(self, part: slice, u, negatives, pull, turn: Turn, margin, soft: bool) -> None:
         """Adds the triplets of some positives of a part's first anchors."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar, check_indices
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import (
     Reduction,
     as_image_text,
@@ -151,10 +152,13 @@ class _Captions(NamedTuple):
 
     @classmethod
     def of(cls, images: Tensor, texts: Tensor, target: Tensor | None, each: int) -> _Captions:
+        batch = the_batch()
         index = torch.arange(texts.shape[0], device=texts.device)
         if target is not None:
-            return cls(target.long()[:, None], PairFilter(target, index, "different"))
-        image = torch.arange(images.shape[0], device=images.device)
+            text = batch.positions(texts.shape[0], texts.device)
+            others = PairFilter(text.index_select(0, target), text, "different")
+            return cls(target.long()[:, None], others)
+        image = batch.positions(images.shape[0], images.device)
         others = PairFilter(image, image.repeat_interleave(each), "different")
         return cls(index.view(images.shape[0], each), others)
 
@@ -183,6 +187,13 @@ def _losses(
     )
     losses = (by_image + by_text) / 2
     if label_smoothing:  # the mean over all keys is one product with their mean
-        of_all = (images * texts.mean(0) + own[:, 0] * images.mean(0)).sum(-1)
+        of_texts, of_images = map(_mean_of_all, (texts, images))
+        of_all = (images * of_texts + own[:, 0] * of_images).sum(-1)
         losses = losses + label_smoothing * (positive - scale * of_all[:, None] / 2)
     return losses.sum(1) / max(captions.places.shape[1], 1)
+
+
+def _mean_of_all(rows: Tensor) -> Tensor:
+    """[D]."""
+    batch = the_batch()
+    return batch.sum(rows.sum(0)) / batch.count(rows.shape[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_kernels._numbers import check_number
 from cl_kernels._precision import accumulator, widest
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.reading import readable
 
 Reduction = Literal["mean", "sum", "none"]
@@ -120,7 +121,7 @@ def weighted_total(losses: Tensor, weights: Tensor | None, reduction: str) -> Te
     weighted = total(weights * losses, "none" if reduction == "none" else "sum")
     if reduction != "mean":
         return weighted
-    weight = weights.sum()
+    weight = the_batch().sum(weights.sum())
     return weighted / torch.where(weight == 0, 1, weight)
 
 
@@ -155,6 +156,8 @@ def total(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     count = losses.numel()
+    if reduction == "mean" and the_batch().parted:
+        return losses.sum() / max(the_batch().count(count), 1)
     if isinstance(count, int) and count < _SERIAL_SUM:  # a symbol would compile for either side
         return losses.mean() if reduction == "mean" and count else losses.sum()
     # torch splits a longer sum by threads: in float64 the result does not show it.

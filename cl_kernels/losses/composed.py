@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cl_kernels._spread import of_shared, positions
+from cl_kernels._spread import of_shared, positions, weighs_keys
 from cl_kernels.calls import Call
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import total
 from cl_kernels.losses.epilogues import EPILOGUES
 from cl_kernels.losses.operands import Operands, halves
@@ -146,7 +147,7 @@ class Step:
             return self._own_keys(query, keys, self.operands.counted).logsumexp()
         arguments = c.of_further, of_shared(c.backend), query, keys, self.scale, c.of_all()
         query_only = self.by_query and any(self.needs) and not self.needs.negative_keys
-        if not (query_only and c.of_further.has_weighted_key):
+        if not (query_only and c.of_further.has_weighted_key and weighs_keys(arguments[1])):
             return forward(*arguments)[0]
         # Of keys that are not trained one visit gives the queries' gradient too.
         self.frozen = weighted_key(*arguments)
@@ -292,7 +293,8 @@ def contrast(
     losses = step.losses(statistics)
     gradients = []
     if any(needs):
-        share = losses.new_ones(()) / (max(len(losses), 1) if reduction == "mean" else 1)
+        count = max(the_batch().count(len(losses)), 1) if reduction == "mean" else 1
+        share = losses.new_ones(()) / count
         gradients = step.gradients(share, statistics)
     return total(losses, reduction), statistics, gradients
 

@@ -126,7 +126,7 @@ def contrast(
         N = negative_keys.shape[0]
     call = as_call(first, (M, N), where, None, logit_bound, vectors)
     request = request_of(recipe.statistic, first, call)
-    name = choose(backend, request, recipe.in_batch)
+    name = choose(backend, request)
     if _recording.active():
         own = counted is not None
         shapes = [(M, N)] if recipe.in_batch or not own else []

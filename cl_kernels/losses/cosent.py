@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import as_inputs, check_same_rows
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
@@ -142,6 +143,7 @@ def _checked(first: Tensor, second: Tensor, similarity: Tensor) -> tuple[Tensor,
 
 def _ranked(scores: Tensor, similarity: Tensor) -> Tensor:
     """The loss of scores [B]."""
+    scores, similarity = map(the_batch().everyone, (scores, similarity))
     ordered, order = similarity.sort()
     # NaN is sorted behind all numbers.
     if readable(ordered) and len(ordered) and math.isnan(ordered[-1].item()):

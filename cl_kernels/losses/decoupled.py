@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -84,7 +85,7 @@ def decoupled(
     check_reduction(reduction)
     scale = inverse(temperature, view_0)
     settings = {"logit_bound": logit_bound(normalize, temperature=temperature), "backend": backend}
-    if view_0.shape[0] < 2:
+    if the_batch().count(view_0.shape[0]) < 2:
         return no_loss(2 * view_0.shape[0], reduction, view_0, view_1, scale)
     if partition == "per_view":
         return total(_per_view(view_0, view_1, scale, normalize, **settings), reduction)
@@ -146,7 +147,9 @@ def weighted_decoupled(
     rows = (float_rows(view, normalize=normalize) for view in (view_0, view_1))
     similarity = pair_logits(*rows)  # [B]
     # One minus the weights: ``loss`` has the positives with weight 1.
-    surplus = view_0.shape[0] * (sharpness * similarity).detach().softmax(0) - 1
+    batch = the_batch()
+    weights = batch.softmax((sharpness * similarity).detach())
+    surplus = batch.count(view_0.shape[0]) * weights - 1
     positive = inverse(temperature, view_0) * similarity
     return loss + total((surplus * positive).repeat(2), reduction)
 
@@ -177,7 +180,7 @@ def _per_view(
     view_0: Tensor, view_1: Tensor, scale: float | Tensor, normalize: bool, **settings
 ) -> Tensor:
     """The losses of all rows, [2B]."""
-    image = torch.arange(view_0.shape[0], device=view_0.device)
+    image = the_batch().positions(view_0.shape[0], view_0.device)
     options = {
         "where": PairFilter(image, image, "different"),
         "compute_dtype": default_compute_dtype(view_0),

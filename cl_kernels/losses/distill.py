@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import number_tensor
 from cl_kernels.checks import as_scalar, check_embeddings
+from cl_kernels.losses.batch import WHOLE, Batch, the_batch
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -28,12 +29,8 @@ from cl_kernels.losses.common import (
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.operands import Rows
 from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.losses.soft_targets import BothRows, compared_in_a_ring, compared_rows
 from cl_kernels.ranks.group import Group
-
-# Logits held at a time: what stays in a core's cache, or what keeps a GPU busy.
-_ON_CPU, _ELSEWHERE = 1 << 16, 1 << 24
-_LEAST_ROWS = 64  # each block of queries reads all keys
-
 
 def distill(
     query: Tensor,
@@ -151,88 +148,11 @@ def _teacher_rows(teacher_query, teacher_key, scale, like: Tensor, normalize: bo
         return (rows[:count] * scale).to(dtype), rows[count:].to(dtype)
 
 
-class _Rows(NamedTuple):
-    """As they are multiplied; queries are divided by the temperature."""
-
-    query: Tensor
-    key: Tensor
-    teacher_query: Tensor
-    teacher_key: Tensor
-
-
-class _Logits:
-    """Of both models, by blocks of queries."""
-
-    def __init__(self, rows: _Rows) -> None:
-        self.rows, self.kept = rows, (slice(0), [])
-        most = _ON_CPU if rows.query.device.type == "cpu" else _ELSEWHERE
-        count, step = len(rows.query), max(_LEAST_ROWS, most // max(len(rows.key), 1))
-        self.blocks = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-
-    def of(self, block: slice) -> list[Tensor]:
-        """The student's and the teacher's, [b, N]. The last ones are kept: one block is all of a
-        small batch."""
-        if self.kept[0] != block:
-            x = self.rows
-            teacher = x.teacher_query[block] @ x.teacher_key.T
-            self.kept = block, [x.query[block] @ x.key.T, teacher]
-        return self.kept[1]
-
-    def of_columns(self) -> list[Tensor]:
-        """Log-sum-exps over all queries, [N] each."""
-        lse = [self.rows.key.new_full((len(self.rows.key),), -torch.inf)] * 2
-        for block in self.blocks:
-            of_block = (x.logsumexp(0) for x in self.of(block))
-            lse = [torch.logaddexp(*pair) for pair in zip(lse, of_block, strict=True)]
-        return lse
-
-
-def _compared(
-    both: list[Tensor], dim: int, divergence: str, grad: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The losses along a dimension of the student's and the teacher's log-probabilities, and the
-    student's logits' gradient for ``grad`` of these losses. The student's memory is taken."""
-    student, teacher = both
-    probability = teacher.exp()
-    difference = teacher - student if divergence == "kl" else -student
-    losses = torch.linalg.vecdot(probability, difference, dim=dim)
-    if grad is None:
-        return losses, None
-    return losses, student.exp_().sub_(probability).mul_(grad.unsqueeze(dim))
-
-
-def _compared_rows(
-    rows: _Rows, divergence: str, symmetric: bool, grad: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The losses of all queries, and the gradient of the student's queries and keys, stacked, for
-    ``grad`` of them."""
-    logits, count = _Logits(rows), len(rows.query)
-    columns = logits.of_columns() if symmetric else []
-    of_keys = rows.key.new_zeros(len(rows.key) if symmetric else 0)
-    losses, gradient = rows.query.new_empty(count), None
-    if grad is not None:
-        grad = grad / 2 if symmetric else grad
-        gradient = rows.key.new_zeros(count + len(rows.key), rows.key.shape[1])
-    for block in logits.blocks:
-        both = logits.of(block)
-        part = None if grad is None else grad[block]
-        losses[block], pull = _compared([x.log_softmax(1) for x in both], 1, divergence, part)
-        if symmetric:
-            of_columns = [x - lse for x, lse in zip(both, columns, strict=True)]
-            more, further = _compared(of_columns, 0, divergence, grad)
-            of_keys += more
-            pull = pull if pull is None or further is None else further.add_(pull)
-        if pull is not None and gradient is not None:
-            torch.mm(pull, rows.key, out=gradient[block])
-            gradient[count:].addmm_(pull.T, rows.query[block])
-    return (losses + of_keys) / 2 if symmetric else losses, gradient
-
-
 How = tuple[bool, str, bool, bool]  # normalize, divergence, symmetric, whether it is compiled
 
 
 def _losses(
-    inputs: Sequence[Any], how: How, grad: Tensor | None
+    inputs: Sequence[Any], how: How, grad: Tensor | None, batch: Batch
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Of all queries, and the gradients of query, key and scale for ``grad`` of them. A difference
     of log-probabilities: autocast would round it away."""
@@ -241,17 +161,21 @@ def _losses(
         losses, *gradients = _operation(*inputs, *kind, grad)
         return losses, gradients
     with torch.autocast(inputs[0].device.type, enabled=False):
-        return _losses_in_full(inputs, kind, grad)
+        return _losses_in_full(inputs, kind, grad, batch)
 
 
 def _losses_in_full(
-    inputs: Sequence[Any], kind: Sequence[Any], grad: Tensor | None
+    inputs: Sequence[Any], kind: Sequence[Any], grad: Tensor | None, batch: Batch
 ) -> tuple[Tensor, list[Tensor]]:
     (query, key, scale, *teacher), (normalize, divergence, symmetric) = inputs, kind
     student, count = Rows.of((query, key), normalize), len(query)
     of_query = student.rows[:count]
-    rows = _Rows(of_query * scale, student.rows[count:], *teacher)
-    losses, gradient = _compared_rows(rows, divergence, symmetric, grad)
+    rows = BothRows(of_query * scale, student.rows[count:], *teacher)
+    how = divergence, symmetric, grad
+    if batch.ranks is None:
+        losses, gradient = compared_rows(rows, *how)
+    else:
+        losses, gradient = compared_in_a_ring(rows, *how, batch.ranks)
     if gradient is None:
         return losses, []
     of_scale = (gradient[:count] * of_query).sum()
@@ -263,7 +187,7 @@ def _losses_in_full(
 def _evaluated(*arguments):
     *inputs, normalize, divergence, symmetric, grad = arguments
     how = normalize, divergence, symmetric, False
-    losses, gradients = _losses(inputs, how, grad)
+    losses, gradients = _losses(inputs, how, grad, WHOLE)
     if grad is None:
         return losses, *(losses.new_empty(0) for _ in range(3))
     return losses, *(g.clone() for g in gradients)  # of memory of their own
@@ -301,7 +225,7 @@ def _distilled(
     inputs = query, key, scale, teacher_query, teacher_key
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs[:3]):
         return differentiable(_Distilled, *inputs, how, reduction)
-    return total(_losses(inputs, how, None)[0], reduction)
+    return total(_losses(inputs, how, None, the_batch())[0], reduction)
 
 
 class _Distilled(torch.autograd.Function):
@@ -311,13 +235,14 @@ class _Distilled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments):
         *inputs, how, reduction = arguments
-        query, *_, like = inputs
+        ctx.batch, (query, *_, like) = the_batch(), inputs
         ctx.dtype, ctx.how, ctx.of_rows = query.dtype, how, reduction == "none"
         share = None
         if not ctx.of_rows:
-            weight = 1 / max(query.shape[0], 1) if reduction == "mean" else 1
+            count = ctx.batch.count(query.shape[0]) if reduction == "mean" else 1
+            weight = 1 / max(count, 1)
             share = like.new_full(query.shape[:1], weight)
-        losses, gradients = _losses(inputs, how, share)
+        losses, gradients = _losses(inputs, how, share, ctx.batch)
         ctx.save_for_backward(*(inputs if ctx.of_rows else gradients))
         return total(losses, reduction)
 
@@ -325,7 +250,7 @@ class _Distilled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
         if ctx.of_rows:
-            gradients = _losses(ctx.saved_tensors, ctx.how, grads[0])[1]
+            gradients = _losses(ctx.saved_tensors, ctx.how, grads[0], ctx.batch)[1]
         else:
             gradients = [grads[0] * x for x in ctx.saved_tensors]
         of_query, of_key, of_scale = gradients

@@ -267,6 +267,9 @@ def described_all(
     cut = {*sharding.rows, *sharding.counting, *sharding.where}
     own = (name for name in sharding.own if isinstance(x := given[name], Tensor) and x.dim() == 3)
     cut |= {*own, *(sharding.own if sharding.apart(given) else ())}
+    columns = given.get("candidates")
+    if isinstance(columns, Tensor) and columns.dim() == 3:  # they come first
+        given = dict(given) | {"candidates": columns.unbind()}
     entries = [Entry(name, described(x, cut=name in cut)) for name, x in given.items()]
     return [*modes(gather), *entries], device_of(given)
 

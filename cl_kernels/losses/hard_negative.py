@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_number
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.both_sides import of_both
 from cl_kernels.losses.common import (
     LARGEST,
@@ -87,11 +88,13 @@ def hard_negative(
     check_reduction(reduction)
     scale = inverse(temperature, view_0)
     B = view_0.shape[0]
-    if B < 2:
+    batch = the_batch()
+    every = 2 * batch.count(B)
+    if every < 4:
         return no_loss(2 * B, reduction, view_0, view_1, scale)
 
     rows = torch.cat((view_0, view_1))
-    image = of_both(torch.arange(B, device=view_0.device))
+    image = of_both(batch.positions(B, view_0.device))
     factors = (1 + beta, beta) if beta > 0 else (1.0,)
     others = PairFilter(image, image, "different")
     visits = []
@@ -99,19 +102,24 @@ def hard_negative(
         bound = logit_bound(normalize, scale=factor, temperature=temperature)
         settings = {"logit_bound": bound, "backend": backend}
         visits.append(visit("self_logsumexp", rows, None, others, **settings))
-    settings = tuple(visits), factors, tau_plus
+    settings = tuple(visits), factors, every - 2, tau_plus
     return _losses((rows,), (scale,), settings, normalize, reduction)
 
 
 @one_step
 def _losses(
-    x: Embeddings, scale: Tensor, visits: tuple[Visit, ...], factors: tuple[float, ...], tau_plus
+    x: Embeddings,
+    scale: Tensor,
+    visits: tuple[Visit, ...],
+    factors: tuple[float, ...],
+    negatives: int,
+    tau_plus: float,
 ) -> tuple[Tensor, Pull]:
     streamed = [Streamed(v, x, scale=f * scale) for v, f in zip(visits, factors, strict=True)]
     others = _swapped(x.rows)
     similarity = (x.rows * others).sum(1)
     positive = scale * similarity
-    count = torch.full_like(scale, x.count - 2).log()
+    count = torch.full_like(scale, negatives).log()
     # Less the positive's logit: log of the weighted mean of exp(logit) times the count.
     weighted = streamed[0].value - positive
     if len(streamed) > 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_kernels._precision import accumulator
 from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import check_count
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
 from cl_kernels.search.gradients import found_products, found_scores
@@ -24,6 +25,7 @@ class Negatives(NamedTuple):
     keys: Tensor  # shared [K, D], or each query's own [B, K, D]
     where: tuple[PairFilter, ...] = ()  # on shared ones
     counted: Tensor | None = None  # of each query's own, bool [B, K]
+    of_batch: bool = False  # those of all processes, of which these are a part
 
 
 def own_similarity(queries: Tensor, negatives: Negatives) -> Tensor:
@@ -101,6 +103,8 @@ def hardest_logsumexp(
             if some.counted is not None:
                 scores = torch.where(some.counted, scores, -torch.inf)
             scores = scores.topk(min(hardest, scores.shape[1]), sorted=False).values
+        elif some.of_batch and the_batch().parted:
+            scores = _of_all(towards, some, hardest, compute_dtype, backend)
         else:
             scores = _shared(towards, some.keys, hardest, some.where, compute_dtype, backend)
         found.append(scores)
@@ -129,3 +133,16 @@ def _shared(
         indices = topk(queries.to(compute_dtype), keys.to(compute_dtype), k, **settings).indices
         values = found_products(queries, keys, indices)
     return found_scores(queries, keys, values, indices, False)
+
+
+def _of_all(
+    queries: Tensor, negatives: Negatives, k: int, compute_dtype: torch.dtype, backend: str | None
+) -> Tensor:
+    """As ``_shared``, among the keys of all processes: those found are brought here."""
+    batch, keys = the_batch(), negatives.keys
+    with torch.no_grad():
+        settings = {"normalize": False, "where": negatives.where, "backend": backend}
+        found = batch.topk(queries.to(compute_dtype), keys.to(compute_dtype), k, **settings)
+    rows = batch.rows_at(keys, found.indices.clamp_min(0).flatten())
+    values = own_similarity(queries, Negatives(rows.view(len(queries), k, keys.shape[1])))
+    return torch.where(found.indices >= 0, values, -torch.inf)

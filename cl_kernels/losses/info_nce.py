@@ -9,6 +9,7 @@ from cl_kernels._numbers import check_flag
 from cl_kernels._spread import spreading
 from cl_kernels.checks import as_alike, as_bias, check_embeddings, check_indices
 from cl_kernels.csr import Lists, as_csr
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -199,6 +200,8 @@ def _in_one_call(batch: Batch, hardest: int | None, **settings) -> Tensor | None
         of_batch = filters, further, counted
         return contrast(recipe, query, positive, scale, *of_batch, vectors=vectors, **settings)
     if batch.key_bias is not None:
+        return None
+    if batch.in_batch and the_batch().parted:  # further keys are everybody's
         return None
     # All negatives in one set of keys, which need not be the positives'.
     only, filters = further, batch.further_filters

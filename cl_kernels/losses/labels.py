@@ -16,6 +16,7 @@ from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.checks import check_embeddings
 from cl_kernels.csr import CSR
+from cl_kernels.losses.batch import WHOLE, Batch, sums_by_label, the_batch
 from cl_kernels.losses.common import in_full
 from cl_kernels.pairs import PairFilter, count_same
 
@@ -42,7 +43,7 @@ def labels_of(x: Tensor, labels: Tensor) -> Tensor:
 
 def same_label(labels: Tensor) -> tuple[PairFilter, PairFilter]:
     """Keeps the positives of rows among themselves: those of a row's label, without itself."""
-    index = torch.arange(labels.shape[0], device=labels.device)
+    index = the_batch().positions(labels.shape[0], labels.device)
     return PairFilter(labels, labels, "same"), PairFilter(index, index, "different")
 
 
@@ -80,8 +81,8 @@ class _SameLabelSimilarity(torch.autograd.Function):
     def forward(ctx: Any, anchors, labels, keys, key_labels):
         same = SameLabel.of(labels, key_labels, anchors)
         sums = same.sums(anchors if keys is None else keys)
-        ctx.save_for_backward(anchors, sums, *same)
-        ctx.itself = keys is None
+        ctx.save_for_backward(anchors, sums, *same[:3])
+        ctx.itself, ctx.batch = keys is None, same.batch
         return (anchors * sums).sum(1)
 
     @staticmethod
@@ -89,7 +90,7 @@ class _SameLabelSimilarity(torch.autograd.Function):
         check_backward(*grads)
         anchors, sums, *same = ctx.saved_tensors
         grad = grads[0][:, None]
-        back = SameLabel(*same).back(grad * anchors)
+        back = SameLabel(*same, ctx.batch).back(grad * anchors)
         if ctx.itself:
             return back.addcmul_(grad, sums), None, None, None
         return grad * sums, None, back, None
@@ -102,14 +103,18 @@ class SameLabel(NamedTuple):
         labels: Of the anchors, [M].
         key_labels: Of the keys, [N]; None: these are the anchors, each without itself.
         mask: The map as a matrix, where it is no larger than the embeddings; else None.
+        batch: That of the anchors.
     """
 
     labels: Tensor
     key_labels: Tensor | None
     mask: Tensor | None
+    batch: Batch = WHOLE
 
     @classmethod
     def of(cls, labels: Tensor, key_labels: Tensor | None, like: Tensor) -> SameLabel:
+        if key_labels is None and the_batch().parted:
+            return cls(labels, None, None, the_batch())
         of_keys = labels if key_labels is None else key_labels
         M, N = labels.shape[0], of_keys.shape[0]
         if not (isinstance(M, int) and isinstance(N, int) and min(M, N) <= like.shape[1]):
@@ -122,7 +127,7 @@ class SameLabel(NamedTuple):
         if self.mask is not None:
             return self.mask.sum(1)
         if self.key_labels is None:
-            return count_same(self.labels, self.labels) - 1
+            return count_same(self.labels, self.batch.everyone(self.labels)) - 1
         return count_same(self.labels, self.key_labels)
 
     def sums(self, rows: Tensor) -> Tensor:
@@ -130,10 +135,10 @@ class SameLabel(NamedTuple):
         if self.mask is not None:
             return in_full(self.mask, rows)
         if self.key_labels is None:
-            sums = _sums_by_label(self.labels, rows, self.labels) - rows
+            sums = self.batch.sums_of_label(self.labels, rows) - rows
             # Of a class of one is left what rounding leaves.
-            return sums.masked_fill_((count_same(self.labels, self.labels) == 1)[:, None], 0)
-        return _sums_by_label(self.labels, rows, self.key_labels)
+            return sums.masked_fill_((self.counts() == 0)[:, None], 0)
+        return sums_by_label(self.labels, rows, self.key_labels)
 
     def back(self, rows: Tensor) -> Tensor:
         """Of the anchors' rows [M, D] for each key, [N, D]: the transposed map."""
@@ -144,22 +149,14 @@ class SameLabel(NamedTuple):
         ).sums(rows)
 
 
-def _sums_by_label(labels: Tensor, rows: Tensor, row_labels: Tensor) -> Tensor:
-    """Sum of the rows [N, D] of each label, [M, D]."""
-    ordered = row_labels.sort().values
-    class_of_row = torch.searchsorted(ordered, row_labels)  # a number below N
-    sums = torch.zeros_like(rows).index_add_(0, class_of_row, rows)
-    first = torch.searchsorted(ordered, labels)
-    found = sums.index_select(0, first.clamp_(max=max(rows.shape[0] - 1, 0)))
-    return found.masked_fill_((count_same(labels, row_labels) == 0)[:, None], 0)
-
-
 def total_of(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:
     """Mean or sum over the rows that count; for "none" the others are 0."""
     losses = torch.where(counted, losses, 0)
     if reduction == "none":
         return losses
-    return losses.sum() / counted.sum().clamp_min(1) if reduction == "mean" else losses.sum()
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / the_batch().sum(counted.sum()).clamp_min(1)
 
 
 def segment_logsumexp(logits: Tensor, rows: Tensor, count: int, *, empty: float = 0.0) -> Tensor:

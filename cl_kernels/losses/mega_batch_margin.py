@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import Reduction, as_inputs, check_reduction, check_same_rows
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, one_step, products, pull_products, times
 from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.pairs import PairFilter
 from cl_kernels.ranks.group import Group
-from cl_kernels.search import topk
 
 
 def mega_batch_margin(
@@ -65,8 +64,9 @@ def mega_batch_margin(
     positive_margin = as_scalar("positive_margin", positive_margin, anchors)
     negative_margin = as_scalar("negative_margin", negative_margin, anchors)
     check_reduction(reduction)
-    index = torch.arange(anchors.shape[0], device=anchors.device)
-    hardest = topk(
+    batch = the_batch()
+    index = batch.positions(anchors.shape[0], anchors.device)
+    hardest = batch.topk(
         anchors.detach(), positives.detach(), 1, normalize=normalize,
         where=PairFilter(index, index, "different"), backend=backend,
     ).indices[:, 0]  # fmt: skip
@@ -82,8 +82,8 @@ def _losses(
     negative_margin: Tensor,
     hardest: Tensor,
 ) -> tuple[Tensor, Pull]:
-    at = hardest.clamp_min(0)
-    negatives = positives.rows.index_select(0, at)
+    batch, at = the_batch(), hardest.clamp_min(0)
+    negatives = batch.rows_at(positives.rows, at)
     near = (positive_margin - products(anchors, positives)).relu()
     far = ((anchors.rows * negatives).sum(1) - negative_margin).relu()
     far = far.masked_fill(hardest < 0, 0)
@@ -92,7 +92,7 @@ def _losses(
         by_near, by_far = (times(grad, gap.sign()) for gap in (near, far))
         pull_products(anchors, positives, -by_near)
         anchors.add_weighted(by_far, negatives)
-        positives.add_at(at, by_far[:, None] * anchors.rows)
+        positives.add_at(at, by_far[:, None] * anchors.rows, batch)
         return by_near.sum(), -by_far.sum()
 
     return near + far, pull

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import Reduction, check_positive, check_reduction, logit_bound
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
@@ -13,7 +14,6 @@ from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step, tim
 from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.visits import Visit, visit
 from cl_kernels.ranks.group import Group
-from cl_kernels.search import topk
 
 
 def multi_similarity(
@@ -127,6 +127,7 @@ def _hardest(
     """Of each row's most similar negative and of its least similar positive the similarity, [B]:
     -inf and +inf where there is none, so that nothing is below the one or above the other."""
     settings = {"normalize": normalize, "backend": backend}
-    negative = topk(x, x, 1, where=other_label(labels), **settings)
-    positive = topk(x, x, 1, where=same_label(labels), largest=False, **settings)
+    batch = the_batch()
+    negative = batch.topk(x, x, 1, where=other_label(labels), **settings)
+    positive = batch.topk(x, x, 1, where=same_label(labels), largest=False, **settings)
     return negative.values[:, 0], positive.values[:, 0]

@@ -12,6 +12,7 @@ from cl_kernels._numbers import check_number
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses import epilogues
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.both_sides import joint, over_both_sides
 from cl_kernels.losses.common import (
     LARGEST,
@@ -227,7 +228,7 @@ class _Batch(NamedTuple):
         queries, docs = (float_rows(x, normalize=normalize) for x in (anchors, positives))
         if hard is not None:
             hard = float_rows(hard.flatten(0, 1), normalize=normalize).view(hard.shape)
-        ids = torch.arange(len(queries), device=queries.device) if ids is None else ids
+        ids = the_batch().positions(len(queries), queries.device) if ids is None else ids
         return cls(queries, docs, hard, ids, scale, normalize, options)
 
     def negatives(self, directions: frozenset[str], in_batch: float, own: float) -> list[Tensor]:

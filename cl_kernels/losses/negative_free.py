@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag, check_number
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import (
     LARGEST,
     Reduction,
@@ -77,7 +77,8 @@ def vicreg(
     ):
         _check_weight(name, weight)
     _check_eps(eps)
-    alike = (first - second).square().mean()
+    batch, (rows, dim) = the_batch(), first.shape
+    alike = batch.sum((first - second).square().sum()) / (batch.count(rows) * dim)
     spread, correlated = zip(*(_spread(x, eps) for x in (first, second)), strict=True)
     return invariance * alike + variance / 2 * sum(spread) + covariance * sum(correlated)
 
@@ -132,8 +133,9 @@ def barlow_twins(
     first, second = _two_views(first=first, second=second)
     _check_weight("redundancy", redundancy)
     _check_eps(eps)
-    first, second = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (first, second))
-    correlation = in_full(first.T, second) / first.shape[0]
+    batch = the_batch()
+    first, second = (batch.standardized(x, eps) for x in (first, second))
+    correlation = batch.sum(in_full(first.T, second)) / batch.count(first.shape[0])
     diagonal = correlation.diagonal()
     others = correlation - diagonal.diag_embed()
     return (1 - diagonal).square().sum() + redundancy * others.square().sum()
@@ -261,8 +263,9 @@ def _two_views(**views: Tensor) -> tuple[Tensor, ...]:
     """In the accumulation type, of at least two rows: one row has no variance."""
     first, second = as_inputs(**views)
     check_same_rows("second", second, "first", first)
-    if first.shape[0] < 2:
-        raise ValueError(f"first: expected at least two rows, got {first.shape[0]}")
+    rows = the_batch().count(first.shape[0])
+    if rows < 2:
+        raise ValueError(f"first: expected at least two rows, got {rows}")
     return tuple(float_rows(x, normalize=False) for x in (first, second))
 
 
@@ -280,8 +283,10 @@ def _check_eps(eps: float) -> None:
 
 def _spread(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """How much columns lack of a standard deviation of 1, and how much they vary together."""
-    x = x - x.mean(0)
-    covariance = in_full(x.T, x) / (x.shape[0] - 1)
+    batch = the_batch()
+    count = batch.count(x.shape[0])
+    x = x - batch.sum(x.sum(0)) / count
+    covariance = batch.sum(in_full(x.T, x)) / (count - 1)
     lack = (1 - (covariance.diagonal() + eps).sqrt()).relu().mean()
     # The upper half is all of it twice; all minus the diagonal would be rounding.
     return lack, 2 * covariance.triu(1).square().sum() / x.shape[1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels.calls import default_compute_dtype
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import (
     Reduction,
     as_inputs,
@@ -104,7 +105,8 @@ def nt_xent(
     negatives = _negatives(grouped, 1 if many else 0, scale, filters, settings)
     if further is not None:
         keys = float_rows(further, normalize=normalize)
-        of_keys = row_logsumexp(rows, keys, scale, where=further_filters, **settings)
+        with the_batch().everybodys():
+            of_keys = row_logsumexp(rows, keys, scale, where=further_filters, **settings)
         negatives = union((negatives, of_keys))
     return total(_of_views(grouped, 1 if many else 0, scale, negatives), reduction)
 
@@ -137,7 +139,7 @@ def _negatives(
     ``grouped``: [B, V, D], or [V, B, D]; ``dim``: which is that of the views.
     """
     views, images = grouped.shape[dim], grouped.shape[1 - dim]
-    image = torch.arange(images, device=grouped.device)
+    image = the_batch().positions(images, grouped.device)
     image = image.repeat_interleave(views) if dim else image.repeat(views)
     where = PairFilter(image, image, "different"), *filters
     return self_logsumexp(grouped.flatten(0, 1), scale, where=where, **settings)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from cl_kernels._numbers import check_flag
+from cl_kernels._spread import weighs_keys
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import number_tensor
+from cl_kernels.losses.batch import WHOLE, Batch, the_batch
 from cl_kernels.losses.common import total
 from cl_kernels.losses.operands import Rows
 from cl_kernels.losses.visits import Visit
@@ -59,11 +61,11 @@ class Embeddings:
         elif self.grad is not None:
             self.grad.addcmul_(weight[:, None], others)
 
-    def add_at(self, index: Tensor, grad: Tensor) -> None:
-        """From rows that were taken, any number of times."""
+    def add_at(self, index: Tensor, grad: Tensor, batch: Batch = WHOLE) -> None:
+        """From rows that were taken of a batch, any number of times."""
         if self.trained:
             self.grad = torch.zeros_like(self.rows) if self.grad is None else self.grad
-            self.grad.index_add_(0, index, grad)
+            batch.add_at(self.grad, index, grad)
 
     def gradient(self) -> Tensor:
         """Of the embeddings that the rows are made of; it is not summed up any further."""
@@ -110,7 +112,8 @@ class Streamed:
             sides = (query, query if keys is None else keys)
             return statistic.from_zeros(*(x.new_zeros(x.shape[0]) for x in sides))
         frozen = key is not None and not key.trained and self.call.pairs.query_bias is None
-        if keys is not None and frozen and self.query.trained and statistic.has_weighted_key:
+        in_one_visit = statistic.has_weighted_key and weighs_keys(self.backend)
+        if keys is not None and frozen and self.query.trained and in_one_visit:
             given = self.backend, query, keys, self.scale, self.call
             value, self.weighted = weighted_key(statistic, *given)
             return (value,)
@@ -208,7 +211,8 @@ class _OneStep(torch.autograd.Function):
             ctx.save_for_backward(*_tensors((inputs, settings)))  # to be read again: watched
             return losses
         ctx.save_for_backward(*_gradients(pull, None, embeddings, needs))
-        ctx.divisor = max(losses.shape[0], 1) if losses.dim() and reduction == "mean" else 1
+        averaged = losses.dim() and reduction == "mean"
+        ctx.divisor = max(the_batch().count(losses.shape[0]), 1) if averaged else 1
         return total(losses, reduction) if losses.dim() else losses
 
     @staticmethod

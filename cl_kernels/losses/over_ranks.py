@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -14,14 +12,18 @@ from torch import Tensor
 from cl_kernels._scopes import Scopes
 from cl_kernels._spread import spreading
 from cl_kernels._tracing import called_while_tracing
+from cl_kernels.losses.batch import parts
 from cl_kernels.losses.common import check_choice
-from cl_kernels.losses.gathered import Gathered, described_all, device_of
+from cl_kernels.losses.gathered import Gathered, described_all
+from cl_kernels.losses.parted import PartedBatch
 from cl_kernels.losses.sharding import SHARDINGS, Sharding
-from cl_kernels.ranks.agreement import Disagreement, agree, modes, together
+from cl_kernels.ranks.agreement import Disagreement, agree, together
 from cl_kernels.ranks.gathering import OfAll, SumOfAll
 from cl_kernels.ranks.group import Group, Ranks, without_compiling, world_size
+from cl_kernels.ranks.round import tell_those_in_a_ring
 from cl_kernels.statistics.divided import Divided
-from cl_kernels.statistics.ring import Ring, tell_those_in_a_ring
+from cl_kernels.statistics.ring import Ring
+from cl_kernels.statistics.shared_queries import OfSharedQueries
 
 Gather = Literal["all", "ring"]
 
@@ -69,33 +71,17 @@ def over_ranks(loss: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor
         if ranks.size == 1:
             return loss(**given)
         if sharding.apart(given):
-            return _of_each(loss, sharding, given, ranks, gather, None)
+            return _of_each(loss, sharding, given, ranks, gather)
         if gather == "all":
             return _of_all(loss, sharding, given, ranks)
-        if sharding.ring is None:
-            agree(ranks, name, modes(gather), device_of(given))
-            served = ", ".join(n for n, s in SHARDINGS.items() if s.ring is not None)
-            raise ValueError(
-                f'gather: expected "all" for {name}, got "ring", which serves {served}'
-            )
-        return _of_each(loss, sharding, given, ranks, gather, _ring(ranks))
-
-
-def _check_left_alone(names: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    for name in names:
-        value = given[name]
-        no_filter = name.endswith("where") and isinstance(value, (tuple, list)) and not value
-        if not (value is None or no_filter or (isinstance(value, Real) and value == 0)):
-            raise ValueError(
-                f'gather: expected "all" with {name}, got "ring", which does not serve it'
-            )
+        return _in_a_ring(loss, sharding, given, ranks)
 
 
 def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) -> Tensor:
     """By every rank's embeddings on each; of the statistics each rank visits some tiles."""
     gathered = Gathered(loss.__name__, sharding, given, ranks)
 
-    def divided(backend: str, operation: str, in_batch: bool | None) -> str:
+    def divided(backend: str, operation: str) -> str:
         return backend if operation == "topk" else Divided.of(backend, ranks)
 
     with spreading.entered(divided), gathered.precision():
@@ -110,30 +96,14 @@ def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) ->
 
 
 def _of_each(
-    loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, gather: str, spread
+    loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, gather: str
 ) -> Tensor:
-    """Each rank's rows by themselves, or with the keys that come round."""
+    """Of rows that need no others: each rank's by themselves."""
     entries, device = described_all(sharding, given, gather)
     agree(ranks, loss.__name__, entries, device)
-    if spread is not None:
-        _check_left_alone(sharding.ring or (), given)
     reduction = given.get("reduction", "mean")
     alone = given | {"reduction": "none"}  # weighted already
-
-    def losses_of_rows() -> Tensor:
-        with nullcontext() if spread is None else spreading.entered(spread):
-            return loss(**alone)
-
-    if spread is None:
-        losses = together(ranks, loss.__name__, losses_of_rows, device)
-    else:
-        try:
-            losses = losses_of_rows()
-        except Disagreement:
-            raise
-        except (TypeError, ValueError) as error:  # before its keys went round
-            tell_those_in_a_ring(ranks, error, device)
-            raise
+    losses = together(ranks, loss.__name__, lambda: loss(**alone), device)
     if reduction == "none":
         return losses
     total = SumOfAll.apply(losses.sum(), ranks)
@@ -145,13 +115,23 @@ def _of_each(
     return total / torch.where(count == 0, 1, count)
 
 
-def _ring(ranks: Ranks):
-    def ring(backend: str, operation: str, in_batch: bool | None) -> str:
-        if not in_batch:
-            raise ValueError(
-                'gather: expected "all" for this call, got "ring", which serves one positive of '
-                "each row against the batch's other rows and a queue"
-            )
-        return Ring.of(backend, ranks)
+def _in_a_ring(loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks) -> Tensor:
+    """Each rank's rows with those that come round."""
+    entries, device = described_all(sharding, given, "ring")
+    agree(ranks, loss.__name__, entries, device)
+    spread = OfSharedQueries if sharding.shared_queries else Ring
 
-    return ring
+    def chooser(backend: str, operation: str) -> str:
+        return backend if operation == "topk" else spread.of(backend, ranks, sharding.further_cut)
+
+    try:
+        with spreading.entered(chooser), parts.entered(PartedBatch(ranks, device)):
+            found = loss(**given)
+    except Disagreement:
+        raise
+    except (TypeError, ValueError) as error:  # before its rows went round
+        tell_those_in_a_ring(ranks, error, device)
+        raise
+    if given.get("reduction") == "none":
+        return found
+    return SumOfAll.apply(found / ranks.size if sharding.alike else found, ranks)  # type: ignore[return-value]

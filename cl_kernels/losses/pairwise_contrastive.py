@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels.checks import as_scalar
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, Streamed, one_step
@@ -75,11 +76,13 @@ def _loss(
     positives: Visit,
     negatives: Visit,
 ) -> tuple[Tensor, Pull]:
+    batch = the_batch()
+
     def hinges(visit: Visit, sign: int, margin: Tensor) -> tuple[Streamed, Tensor]:
         """Of each row, and over how many pairs their mean is taken."""
         bias = (-sign * margin).expand(x.count).contiguous()
         streamed = Streamed(visit, x, scale=float(sign), query_bias=bias)
-        return streamed, streamed.values[1].sum().clamp_min(1)
+        return streamed, batch.sum(streamed.values[1].sum()).clamp_min(1)
 
     near, count_near = hinges(positives, -1, positive_margin)
     far, count_far = hinges(negatives, 1, negative_margin)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_kernels.checks import as_scalar, check_indices
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import as_inputs, check_positive, logit_bound
 from cl_kernels.losses.epilogues import softplus
 from cl_kernels.losses.labels import as_labels, segment_logsumexp
@@ -85,7 +86,8 @@ def _loss(
 ) -> tuple[Tensor, Pull]:
     own = proxies.rows.index_select(0, labels)
     logits = -alpha * (x.rows * own).sum(1)
-    near = segment_logsumexp(logits, labels, proxies.count, empty=-torch.inf)
+    batch = the_batch()
+    near = batch.logsumexp(segment_logsumexp(logits, labels, proxies.count, empty=-torch.inf))
     far = Streamed(negatives, proxies, x, alpha)
     threshold = -alpha * margin
     with_rows = (near > -torch.inf).sum().clamp_min(1)
@@ -95,7 +97,8 @@ def _loss(
         by_near = (near - threshold).sigmoid() / with_rows
         by_far = (far.value - threshold).sigmoid() / classes
         far.pull(by_far)
-        weight = (logits - near.index_select(0, labels)).exp() * by_near.index_select(0, labels)
+        of_rows = batch.sum(by_near).index_select(0, labels)
+        weight = (logits - near.index_select(0, labels)).exp() * of_rows
         x.add_weighted(-alpha * weight, own)
         proxies.add_at(labels, (-alpha * weight)[:, None] * x.rows)
         return (alpha * (by_near.sum() + by_far.sum()),)

@@ -13,6 +13,7 @@ from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.csr import CSR
 from cl_kernels.losses import epilogues
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import in_full, union, weighted_total
 from cl_kernels.losses.hardest import Negatives, hardest_logsumexp, logsumexp_of, own_similarity
 from cl_kernels.losses.labels import segment_logsumexp, total_of
@@ -58,8 +59,9 @@ class Batch(NamedTuple):
 
     def not_the_positive(self) -> PairFilter:
         """On the rows of ``positive_key``, of one positive each."""
-        ids = torch.arange(self.positive_key.shape[0], device=self.positive_key.device)
-        return PairFilter(ids if self.target is None else self.target, ids, "different")
+        ids = the_batch().positions(self.positive_key.shape[0], self.positive_key.device)
+        own = ids if self.target is None else ids.index_select(0, self.target)
+        return PairFilter(own, ids, "different")
 
     def in_float(self) -> Batch:
         """With differentiable rows as the losses take them."""
@@ -119,10 +121,16 @@ def _negatives(batch: Batch, hardest: int | None, logit_bound, statistic) -> Ten
                 f"hardest: expected None with positives that queries share in part, got {hardest}"
             )
         parts = [_without_lists(batch, batch.lists)]
+        if the_batch().parted:
+            others = _of_other_processes(batch), *batch.filters
+            parts.append(_shared(batch, batch.positive_key, others, batch.key_bias, statistic))
     else:
         parts = []
     if hardest is not None:
-        sets = [Negatives(batch.positive_key, (of_batch, *batch.filters))] if of_batch else []
+        sets = []
+        if of_batch:
+            where = of_batch, *batch.filters
+            sets.append(Negatives(batch.positive_key, where, of_batch=True))
         if batch.negative_keys is not None:
             sets.append(Negatives(batch.negative_keys, batch.further_filters, batch.counted))
         if sets:
@@ -147,7 +155,8 @@ def _shared(batch: Batch, keys: Tensor, where, key_bias: Tensor | None, statisti
 def _further(batch: Batch, keys: Tensor, statistic) -> Tensor:
     """Over shared negatives, or over each query's own: there is no tile to share."""
     if keys.dim() == 2:
-        return _shared(batch, keys, batch.further_filters, None, statistic)
+        with the_batch().everybodys():
+            return _shared(batch, keys, batch.further_filters, None, statistic)
     similarity = own_similarity(batch.query, Negatives(keys))
     return logsumexp_of(batch.scale * similarity, batch.counted)
 
@@ -155,9 +164,11 @@ def _further(batch: Batch, keys: Tensor, statistic) -> Tensor:
 def _mean_logit(batch: Batch, positive: Tensor) -> Tensor:
     """Over all keys of each query, [B]: similarities are linear, so it takes the keys' sum."""
     if batch.in_batch:
-        total = batch.scale * (batch.query * batch.positive_key.sum(0)).sum(1)
-        total = total if batch.key_bias is None else total + batch.key_bias.sum()
-        count = torch.full_like(positive, batch.positive_key.shape[0])
+        every = the_batch()
+        total = batch.scale * (batch.query * every.sum(batch.positive_key.sum(0))).sum(1)
+        if batch.key_bias is not None:
+            total = total + every.sum(batch.key_bias.sum())
+        count = torch.full_like(positive, every.count(batch.positive_key.shape[0]))
     else:
         total, count = positive, torch.ones_like(positive)
     further = batch.negative_keys
@@ -207,7 +218,19 @@ def _exclusion(batch: Batch) -> PairFilter | None:
     sizes = torch.bincount(of_key[of_key >= 0], minlength=count + 1)
     if shared or bool((sizes[of_query] != batch.lists.counts()).any()):
         return None
-    return PairFilter(of_query.masked_fill(of_query == count, -2), of_key, "different")
+    ids = the_batch().positions(count, keys.device)
+    query_ids, key_ids = (
+        torch.where(known, ids[x.clamp(0, count - 1)], none) if count else x
+        for x, known, none in ((of_query, of_query < count, -2), (of_key, of_key >= 0, -1))
+    )
+    return PairFilter(query_ids, key_ids, "different")
+
+
+def _of_other_processes(batch: Batch) -> PairFilter:
+    """Keeps the pairs of rows that are here and rows that are not."""
+    here = the_batch().positions(1, batch.query.device)
+    query_ids, key_ids = (here.expand(len(x)) for x in (batch.query, batch.positive_key))
+    return PairFilter(query_ids, key_ids, "different")
 
 
 def _without_lists(batch: Batch, lists: CSR) -> Tensor:

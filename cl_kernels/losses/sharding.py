@@ -45,7 +45,10 @@ class Sharding(NamedTuple):
         keys: Of the rows those of keys, of which each rank may have another number than of others
             where the call lets it.
         rectangular: Whether it does.
-        ring: The arguments that must be left alone for the keys to go round; None: they cannot.
+        further_cut: Whether the further keys of a row are cut as well.
+        shared_queries: Whether statistics are of queries that every rank has and of keys of which
+            each has its own.
+        alike: Whether a rank that has its own rows alone finds the loss of all: others their part.
     """
 
     rows: tuple[str, ...]
@@ -56,7 +59,9 @@ class Sharding(NamedTuple):
     apart: Callable[[Mapping[str, Any]], bool] = _never
     keys: tuple[str, ...] = ()
     rectangular: Callable[[Mapping[str, Any]], bool] = _always
-    ring: tuple[str, ...] | None = None
+    further_cut: bool = False
+    shared_queries: bool = False
+    alike: bool = False
 
     def cuts_keys(self, name: str, arguments: Mapping[str, Any]) -> bool:
         """Whether the keys of a filter are rows of samples."""
@@ -73,46 +78,44 @@ _VIEWS = "view_0 view_1"
 _CLASSES = _of("x target", apart=_always)
 
 SHARDINGS: dict[str, Sharding] = {
-    "angle": _of("first second similarity"),
+    "angle": _of("first second similarity", alike=True),
     "arcface": _CLASSES,
-    "barlow_twins": _of("first second"),
+    "barlow_twins": _of("first second", alike=True),
     "clip": _of(
         "image_features text_features weights",
         counting={"target": "text_features"}, where=("where",),
-        keys=("text_features",), rectangular=_with_target, ring=("target", "label_smoothing"),
+        keys=("text_features",), rectangular=_with_target,
     ),
-    "cosent": _of("first second similarity"),
+    "cosent": _of("first second similarity", alike=True),
     "cosface": _CLASSES,
     "decoupled": _of(_VIEWS, views=True),
     "distill": _of("query key teacher_query teacher_key", keys=("key", "teacher_key")),
     "gist": _of(
         "anchors positives guide_anchors guide_positives negatives guide_negatives guide_scores",
-        keys=("negatives", "guide_negatives"),
+        keys=("negatives", "guide_negatives"), further_cut=True,
     ),
     "hard_negative": _of(_VIEWS, views=True),
     "info_nce": _of(
         "query positive_key negative_mask key_bias weights", own=("negative_keys",),
         counting={"target": "positive_key"}, where=("where", "negative_where"),
         apart=_without_batch, keys=("positive_key", "key_bias"), rectangular=_with_target,
-        ring=("target", "hardest", "label_smoothing", "negative_where"),
     ),
     "margin_mse": _of("query positive negatives teacher_margin", apart=_always),
     "margin_softmax": _CLASSES,
     "mega_batch_margin": _of("anchors positives"),
     "multi_similarity": _of("x labels"),
-    "multiple_negatives_ranking": _of("anchors candidates ids"),
+    "multiple_negatives_ranking": _of("anchors candidates ids", further_cut=True),
     "negative_cosine": _of("prediction target", apart=_always),
     "normalized_softmax": _CLASSES,
-    "nt_xent": _of(_VIEWS, where=("where", "negative_where"), views=True, ring=("negative_where",)),
+    "nt_xent": _of(_VIEWS, where=("where", "negative_where"), views=True),
     "pairwise_contrastive": _of("x labels"),
-    "proxy_anchor": _of("x labels"),
+    "proxy_anchor": _of("x labels", shared_queries=True, alike=True),
     "qwen3_embedding": _of("query positive negatives ids"),
     "siglip": _of(
         "image_features text_features ids", keys=("text_features",), rectangular=_with_ids_of_both,
-        ring=("ids",),
     ),
     "supcon": _of("x labels", counting={"labels": "keys"}),
     "triplet": _of("x labels"),
-    "vicreg": _of("first second"),
+    "vicreg": _of("first second", alike=True),
     "weighted_decoupled": _of(_VIEWS, views=True),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from cl_kernels._numbers import check_flag
 from cl_kernels.calls import default_compute_dtype
 from cl_kernels.checks import as_alike, as_scalar, check_embeddings
 from cl_kernels.csr import CSR, Lists, as_csr
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import (
     Reduction,
     check_choice,
@@ -118,7 +119,7 @@ def supcon(
         and base_temperature is None
     )
     if plain:
-        index = torch.arange(x.shape[0], device=x.device)
+        index = the_batch().positions(x.shape[0], x.device)
         others = visit("self_logsumexp", x, None, PairFilter(index, index, "different"), **options)
         given = labels, others, reduction == "mean"
         reduction = "none" if reduction == "none" else "sum"
@@ -162,10 +163,11 @@ def _of_labels(
     """The losses of anchors that have a positive, 0 of others; ``averaged``: parts of their mean.
 
     Positives are the other rows of a label."""
-    lse, same = Streamed(others, x, scale=scale), SameLabel.of(labels, None, x.rows)
+    batch, lse = the_batch(), Streamed(others, x, scale=scale)
+    same = SameLabel.of(labels, None, x.rows)
     sums, counts = same.sums(x.rows), same.counts()
     share = counts.clamp_max(1).to(lse.value.dtype)  # of each anchor's loss in the result
-    share = share / share.sum().clamp_min_(1) if averaged else share
+    share = share / batch.sum(share.sum()).clamp_min_(1) if averaged else share
     each = share / counts.clamp_min(1)  # of each positive's similarity
     similarity = (x.rows * sums).sum(1)
     # The log-sum-exp of an anchor that is alone, whose share is 0, is -inf.
@@ -196,7 +198,9 @@ class _SameLabel(NamedTuple):
         return same_label_similarity(compared.anchors, self.labels, compared.keys, self.key_labels)
 
     def counts(self) -> Tensor:
-        return count_same(self.labels, self.key_labels) - int(self.itself)
+        if self.itself:
+            return count_same(self.labels, the_batch().everyone(self.labels)) - 1
+        return count_same(self.labels, self.key_labels)
 
     def logsumexp(self, compared: _Compared, scale, options) -> Tensor:
         same = PairFilter(self.labels, self.key_labels, "same")
@@ -231,9 +235,11 @@ class _Compared(NamedTuple):
     itself: bool
 
     def logsumexp(self, scale, options, where: tuple[PairFilter, ...] = ()) -> Tensor:
+        batch = the_batch()
         if not self.itself:
-            return row_logsumexp(self.anchors, self.keys, scale, where=where, **options)
-        index = torch.arange(len(self.anchors), device=self.anchors.device)
+            with batch.everybodys():
+                return row_logsumexp(self.anchors, self.keys, scale, where=where, **options)
+        index = batch.positions(len(self.anchors), self.anchors.device)
         where = PairFilter(index, index, "different"), *where
         return self_logsumexp(self.anchors, scale, where=where, **options)
 
@@ -245,7 +251,7 @@ def _with_labels(x: Tensor, labels: Tensor | Lists | None) -> tuple[Tensor, Tens
     if labels is None:
         if views is None:
             raise ValueError("labels: expected them for x of shape [B, D], got None")
-        labels = torch.arange(x.shape[0], device=x.device)
+        labels = the_batch().positions(x.shape[0], x.device)
     rows = x if views is None else x.flatten(0, 1)
     if isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] == 1:
         raise ValueError(  # read as lists it would be another loss

@@ -13,14 +13,15 @@ from cl_kernels._dispatch import requested
 from cl_kernels._numbers import check_flag
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.all_triplets import AllTriplets, all_triplets
+from cl_kernels.losses.batch import the_batch
 from cl_kernels.losses.common import Reduction, check_choice, check_reduction
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, one_step
 from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.losses.triplets_in_a_ring import triplets_in_a_ring
 from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
-from cl_kernels.search import topk
 from cl_kernels.statistics.rows import float_rows
 
 
@@ -130,11 +131,12 @@ def _mined(
         rows = float_rows(x, normalize=False)
         half = rows.square().sum(1, keepdim=True) / 2
         query, key = torch.cat((rows, torch.ones_like(half)), 1), torch.cat((rows, -half), 1)
-    positive = topk(query, key, 1, where=same_label(labels), largest=False, **settings)
+    batch = the_batch()
+    positive = batch.topk(query, key, 1, where=same_label(labels), largest=False, **settings)
     below = None
     if mining == "semi_hard":
         below = positive.values[:, 0].masked_fill(positive.indices[:, 0] < 0, -torch.inf)
-    negative = topk(query, key, 1, where=other_label(labels), below=below, **settings)
+    negative = batch.topk(query, key, 1, where=other_label(labels), below=below, **settings)
     return positive.indices[:, 0], negative.indices[:, 0]
 
 
@@ -148,11 +150,12 @@ def _of_mined(
 ) -> _Found:
     """One triplet of each anchor that has both."""
     counted = (positive >= 0) & (negative >= 0)
-    near, far = (rows.index_select(0, i.clamp_min(0)) for i in (positive, negative))
+    batch = the_batch()
+    near, far = (batch.rows_at(rows, i.clamp_min(0)) for i in (positive, negative))
     gap = margin + _distance(rows, near, distance) - _distance(rows, far, distance)
     losses = (F.softplus(gap, threshold=40) if soft else gap.relu()).masked_fill(~counted, 0)
-    every = counted.sum()
-    return _Found(losses, every if soft else (losses > 0).sum(), every)
+    every = batch.sum(counted.sum())
+    return _Found(losses, every if soft else batch.sum((losses > 0).sum()), every)
 
 
 def _distance(a: Tensor, b: Tensor, distance: str) -> Tensor:
@@ -175,15 +178,17 @@ def _of_all(
     reduction: str,
 ) -> tuple[Tensor, Pull]:
     """Each anchor's loss, or its part of the total."""
-    made_at_once = x.trained and reduction != "none"
+    batch, made_at_once = the_batch(), x.trained and reduction != "none"
 
     def evaluated(grad: Tensor | None, needed: bool) -> AllTriplets:
-        kind = {"soft": soft, "distance": distance}
-        return all_triplets(x.rows, labels, margin, grad, needed=needed, **kind)
+        kind = {"soft": soft, "distance": distance, "needed": needed}
+        if batch.ranks is not None:
+            return triplets_in_a_ring(x.rows, labels, margin, grad, batch=batch, **kind)
+        return all_triplets(x.rows, labels, margin, grad, **kind)
 
     found = evaluated(None, made_at_once)
     one = torch.ones_like(margin)
-    count = found.every if soft or average == "all" else found.active
+    count = batch.sum(found.every if soft or average == "all" else found.active)
     share = one / count.clamp_min(1) if reduction == "mean" else one
 
     def pull(grad: Tensor | None) -> tuple[Tensor]:

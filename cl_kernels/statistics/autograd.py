@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_kernels._precision import widest
+from cl_kernels._spread import weighs_keys
 from cl_kernels._tracing import in_graph
 from cl_kernels._transforms import check_backward, differentiable
 from cl_kernels.calls import Call, number_tensor
@@ -27,7 +28,8 @@ def streamed(
     inputs = query, key, factor, *biases
     if not (torch.is_grad_enabled() and any(map(_is_trained, inputs))):
         return forward(statistic, backend, query, key, factor, call)
-    if key is not None and statistic.has_weighted_key and not any(map(_is_trained, (key, *biases))):
+    in_one_visit = statistic.has_weighted_key and weighs_keys(backend)
+    if key is not None and in_one_visit and not any(map(_is_trained, (key, *biases))):
         return (differentiable(_FrozenKey, query, key, factor, statistic, backend, call),)
     values = differentiable(_Streamed, *inputs, statistic, backend, call)
     return values if isinstance(values, tuple) else (values,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -13,13 +12,10 @@ from cl_kernels._precision import accumulator
 from cl_kernels._spread import Spread
 from cl_kernels.calls import Call
 from cl_kernels.pairs import OF_KEYS, Pairs
-from cl_kernels.ranks.agreement import Disagreement, Entry, agree
 from cl_kernels.ranks.group import Ranks
+from cl_kernels.ranks.round import Visitors, counts_of_all, go_round, positions
 from cl_kernels.statistics.operations import Gradients, backward, forward
 from cl_kernels.statistics.table import STATISTICS, Statistic
-
-_NAME = "ring"
-_RANK_SHIFT = 40  # ids of a rank's rows stay below 2^40
 
 
 class Ring(Spread):
@@ -31,18 +27,21 @@ class Ring(Spread):
     """
 
     ranks: Ranks
+    further_go_round: bool
+    weighs_keys = False
 
     @classmethod
-    def of(cls, backend: str, ranks: Ranks) -> Ring:
+    def of(cls, backend: str, ranks: Ranks, further_go_round: bool = False) -> Ring:
+        """``further_go_round``: whether every rank has further keys of its own."""
         ring = cls(backend)
-        ring.ranks = ranks
+        ring.ranks, ring.further_go_round = ranks, further_go_round
         return ring
 
     def of_shared(self) -> str:
-        return str(self)
+        return self if self.further_go_round else str(self)
 
     def positions(self, count: int, device: torch.device) -> Tensor:
-        return torch.arange(count, device=device) + (self.ranks.rank << _RANK_SHIFT)
+        return positions(self.ranks.rank, torch.arange(count, device=device))
 
     def forward(self, statistic, query, key, scale, call):
         own, counts = self._shard(query, key, call)
@@ -79,7 +78,7 @@ class Ring(Spread):
             return [x for x, need in zip((found.key, found.key_bias), of_keys, strict=True) if need]
 
         of_keys = needs[1], needs[3]
-        found = iter(self._round(own, counts, visit, _add))
+        found = iter(self._round(own, counts, visit))
         of_key, of_key_bias = (next(found) if need else sums[0].new_empty(0) for need in of_keys)
         of_query, of_query_bias, of_scale = sums
         if statistic.of_one and needs[1]:
@@ -94,30 +93,21 @@ class Ring(Spread):
         given = {name: x for name, x in of_keys.items() if x is not None}
         shard = _Shard(key.to(call.compute_dtype), ids, tuple(given), tuple(given.values()), ())
         said = f"{call.compute_dtype}, {len(ids)} filters, {', '.join(given)}"
-        (counts,) = agree(self.ranks, _NAME, [Entry("keys", said, key.shape[0])], key.device)
-        return shard, counts
+        return shard, counts_of_all(self.ranks, said, key.shape[0], key.device)
 
     def _round(
         self,
         own: _Shard,
         counts: Sequence[int],
         visit: Callable[[_Shard], list[Tensor]],
-        unite: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]],
+        unite: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] | None = None,
     ) -> list[Tensor]:
         """What all ranks' visits of this rank's keys give, united."""
-        ranks, shard, mine, wait = self.ranks, own, [], None
-        for step in range(ranks.size):
-            arriving, rows = None, counts[(ranks.rank - step - 1) % ranks.size]
-            if step + 1 < ranks.size:
-                arriving = ranks.pass_on(shard.tensors, rows)
-            found = visit(shard)
-            if step == 0:
-                mine = found  # what is of these keys comes home to it
-            elif found:
-                wait = ranks.pass_on(found if wait is None else unite(wait(), found), rows)
-            if arriving is not None:
-                shard = own.holding(arriving())
-        return mine if wait is None else unite(mine, wait())
+
+        def visited(visitors: Visitors) -> list[Tensor]:
+            return visit(own.holding(visitors.rows))
+
+        return go_round(self.ranks, own.tensors, counts, visited, unite)
 
 
 class _Shard(NamedTuple):
@@ -157,16 +147,7 @@ class _Shard(NamedTuple):
         return call._replace(pairs=pairs)
 
 
-def tell_those_in_a_ring(ranks: Ranks, error: Exception, device: torch.device) -> None:
-    """That this rank's keys will not come: they raise as well."""
-    with suppress(Disagreement):
-        agree(ranks, _NAME, [Entry("keys", f"an error: {error}")], device)
-
-
 def _of_rectangles(statistic: Statistic) -> Statistic:
     """Of a matrix with itself the rows' alone: another rank has the other half."""
     return STATISTICS[f"row_{statistic.fold.name}"] if statistic.of_one else statistic
 
-
-def _add(some: Sequence[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
-    return [a + b for a, b in zip(some, more, strict=True)]

@@ -85,7 +85,6 @@ class Case(NamedTuple):
     Args:
         call: ``call(data, **options)``.
         reductions: Which it has.
-        ring: Whether the keys may go round.
         rows: How many losses a row has: "one", "views" (those of the first view first), "beside"
             (all of a row together) or "pairs" of lists.
         apart: Whether it uses no rows of others, so that no rank may be empty... of the batch.
@@ -93,7 +92,6 @@ class Case(NamedTuple):
 
     call: Callable[..., torch.Tensor]
     reductions: tuple[str, ...] = ALL
-    ring: bool = False
     rows: str = "one"
 
 
@@ -152,12 +150,12 @@ def _mnrl(x, candidates, **options):
 _FOUR = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 
 CASES = {
-    "nt_xent": Case(_nt_xent, ring=True, rows="views"),
+    "nt_xent": Case(_nt_xent, rows="views"),
     "nt_xent, where": Case(
-        lambda x, **o: _nt_xent(x, where=_of_both_views(x), **o), ring=True, rows="views"
+        lambda x, **o: _nt_xent(x, where=_of_both_views(x), **o), rows="views"
     ),
     "nt_xent, queue": Case(
-        lambda x, **o: _nt_xent(x, negative_keys=x.queue, **o), ring=True, rows="views"
+        lambda x, **o: _nt_xent(x, negative_keys=x.queue, **o), rows="views"
     ),
     "nt_xent, filtered queue": Case(
         lambda x, **o: _nt_xent(
@@ -171,14 +169,13 @@ CASES = {
         ),
         rows="beside",
     ),
-    "info_nce": Case(_info_nce, ring=True),
+    "info_nce": Case(_info_nce),
     "info_nce, frozen keys": Case(
-        lambda x, **o: _info_nce(x._replace(second=x.second.detach()), **o), ring=True
+        lambda x, **o: _info_nce(x._replace(second=x.second.detach()), **o)
     ),
-    "info_nce, queue": Case(lambda x, **o: _info_nce(x, x.queue, **o), ring=True),
+    "info_nce, queue": Case(lambda x, **o: _info_nce(x, x.queue, **o)),
     "info_nce, batch and queue": Case(
         lambda x, **o: _info_nce(x, x.queue, in_batch_negatives=True, where=_labels(x), **o),
-        ring=True,
     ),
     "info_nce, batch and filtered queue": Case(
         lambda x, **o: _info_nce(
@@ -186,11 +183,11 @@ CASES = {
         )
     ),
     "info_nce, own negatives": Case(
-        lambda x, **o: _info_nce(x, x.others, in_batch_negatives=True, **o), ring=True
+        lambda x, **o: _info_nce(x, x.others, in_batch_negatives=True, **o)
     ),
-    "info_nce, own negatives alone": Case(lambda x, **o: _info_nce(x, x.others, **o), ring=True),
+    "info_nce, own negatives alone": Case(lambda x, **o: _info_nce(x, x.others, **o)),
     "info_nce, key_bias and weights": Case(
-        lambda x, **o: _info_nce(x, key_bias=x.numbers, weights=1 + x.numbers, **o), ring=True
+        lambda x, **o: _info_nce(x, key_bias=x.numbers, weights=1 + x.numbers, **o)
     ),
     "info_nce, smoothing": Case(lambda x, **o: _info_nce(x, label_smoothing=0.1, **o)),
     "info_nce, hardest": Case(lambda x, **o: _info_nce(x, hardest=2, **o)),
@@ -199,16 +196,24 @@ CASES = {
     "info_nce, pairs of lists": Case(
         lambda x, **o: _info_nce(x, target=_lists(x), positives="pairs", **o), rows="pairs"
     ),
-    "clip": Case(_clip, ring=True),
+    "info_nce, lists that overlap": Case(
+        lambda x, **o: _info_nce(x, target=_overlapping_lists(x), key_bias=x.numbers, **o)
+    ),
+    "info_nce, target and key_bias": Case(
+        lambda x, **o: _info_nce(
+            x, x.queue, in_batch_negatives=True, target=_other_row(x), key_bias=x.numbers, **o
+        )
+    ),
+    "clip": Case(_clip),
     "clip, where and weights": Case(
-        lambda x, **o: _clip(x, where=_labels(x), weights=1 + x.numbers, **o), ring=True
+        lambda x, **o: _clip(x, where=_labels(x), weights=1 + x.numbers, **o)
     ),
     "clip, captions": Case(
         lambda x, **o: cl.clip(x.first, _beside(x.second, x.others[:, 0]), x.scale, **o)
     ),
     "clip, target": Case(lambda x, **o: _clip(x, target=_other_row(x), **o)),
     "clip, smoothing": Case(lambda x, **o: _clip(x, label_smoothing=0.1, **o)),
-    "siglip": Case(_siglip, ring=True),
+    "siglip": Case(_siglip),
     "siglip, ids": Case(lambda x, **o: _siglip(x, ids=x.labels, **o)),
     "siglip, ids of both": Case(lambda x, **o: _siglip(x, ids=(x.labels, x.labels + 1), **o)),
     "supcon": Case(lambda x, **o: cl.supcon(x.first, x.labels, temperature=1 / x.scale, **o)),
@@ -236,6 +241,11 @@ CASES = {
     "weighted_decoupled": Case(
         lambda x, **o: cl.weighted_decoupled(x.first, x.second, 1 / x.scale, **o), rows="views"
     ),
+    "decoupled, each view": Case(
+        lambda x, **o: cl.decoupled(x.first, x.second, 1 / x.scale, partition="per_view", **o),
+        MEAN,
+        rows="views",
+    ),
     "hard_negative": Case(
         lambda x, **o: cl.hard_negative(x.first, x.second, 1 / x.scale, **o), rows="views"
     ),
@@ -244,6 +254,17 @@ CASES = {
     ),
     "multiple_negatives_ranking, four directions": Case(
         lambda x, **o: _mnrl(x, torch.stack((x.second, x.others[:, 0])), directions=_FOUR, **o)
+    ),
+    "multiple_negatives_ranking, hardness": Case(
+        lambda x, **o: _mnrl(
+            x, [x.second, x.others[:, 0]], hardness_mode="all_negatives", hardness_strength=2.0, **o
+        )
+    ),
+    "multiple_negatives_ranking, both ways": Case(
+        lambda x, **o: _mnrl(
+            x, x.second, directions=("query_to_doc", "doc_to_query"),
+            partition_mode="per_direction", **o,
+        )
     ),
     "gist": Case(
         lambda x, **o: cl.gist(
@@ -269,9 +290,23 @@ CASES = {
     "normalized_softmax": Case(
         lambda x, **o: cl.normalized_softmax(x.first, x.labels, x.weight, **o)
     ),
-    "triplet": Case(lambda x, **o: cl.triplet(x.first, x.labels, **o), MEAN),
+    "triplet": Case(lambda x, **o: cl.triplet(x.first, x.labels, **o)),
+    "triplet, soft": Case(
+        lambda x, **o: cl.triplet(x.first, x.labels, soft=True, distance="squared_euclidean", **o)
+    ),
+    "triplet, euclidean": Case(
+        lambda x, **o: cl.triplet(
+            x.first, x.labels, distance="euclidean", average="all", normalize=False, **o
+        ),
+        MEAN,
+    ),
     "triplet, batch_hard": Case(
         lambda x, **o: cl.triplet(x.first, x.labels, mining="batch_hard", **o)
+    ),
+    "triplet, semi_hard": Case(
+        lambda x, **o: cl.triplet(
+            x.first, x.labels, mining="semi_hard", distance="euclidean", normalize=False, **o
+        )
     ),
     "multi_similarity": Case(
         lambda x, **o: cl.multi_similarity(x.first, x.labels, mining_margin=0.1, **o)
@@ -286,6 +321,12 @@ CASES = {
     "distill": Case(
         lambda x, **o: cl.distill(
             x.first, x.second, x.others[:, 0], x.others[:, 1], temperature=0.3, **o
+        )
+    ),
+    "distill, symmetric": Case(
+        lambda x, **o: cl.distill(
+            x.first, x.second, x.others[:, 0], x.others[:, 1],
+            temperature=1 / x.scale, symmetric=True, divergence="cross_entropy", **o,
         )
     ),
     "margin_mse": Case(
@@ -307,3 +348,12 @@ def _other_lists(x):
         for row in range(count)
     ]
     return torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+
+
+def _overlapping_lists(x):
+    """Of each row itself and the next of its rank."""
+    return [
+        [first + row, first + (row + 1) % count] if count > 1 else [first + row]
+        for first, count in x.places
+        for row in range(count)
+    ]

@@ -118,20 +118,25 @@ def factors_that_differ(r, gather):
 
 
 def changed_before_backward(r, gather):
-    """What was gathered is a copy; what stays in a ring is watched."""
+    """What was gathered is a copy, and a total's gradients are made with it; what rows' losses in
+    a ring are made of is watched."""
     whole, mine = r.data.with_leaves(), r.data.of(r.rank)
     CASES["clip"].call(whole).backward()
-    given = mine._replace(first=mine.first * 1)
-    loss = CASES["clip"].call(given, gather=gather)
-    given.first.data[0] = 9.0  # of the same storage, unseen by autograd
-    with torch.no_grad():
-        given.first.add_(1)
-    if gather == "all":
-        loss.backward()
-        r.assert_gradient(mine.second, whole.second)
-        return
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+
+    def changed(**options):
+        given = mine._replace(first=mine.first * 1)
+        loss = CASES["clip"].call(given, gather=gather, **options)
+        given.first.data[0] = 9.0  # of the same storage, unseen by autograd
+        with torch.no_grad():
+            given.first.add_(1)
+        return loss
+
+    changed().backward()
+    r.assert_gradient(mine.second, whole.second)
+    if gather == "ring":
+        losses = changed(reduction="none")
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            losses.sum().backward()
 
 
 def under_autocast(r, gather):

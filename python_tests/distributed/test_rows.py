@@ -68,22 +68,45 @@ def in_a_ring(rank, sizes):
     mine = data.of(rank)
     with pytest.MonkeyPatch.context() as monkeypatch:
         watched = Watched(monkeypatch)
-        loss = CASES["clip"].call(mine, gather="ring")
+        losses = CASES["clip"].call(mine, gather="ring", reduction="none")
         D = data.first.shape[1]
         of_shards = sum(n * (2 * D + 8) for r, n in enumerate(sizes) if r != (rank + 1) % ranks)
         others = sum(n for r, n in enumerate(sizes) if r != rank)
         of_sums = others * 4
-        assert watched.sent == of_shards + of_sums
+        forward = of_shards + of_sums
+        assert watched.sent == forward
         # Beside this rank's own: those that are visited, and those that arrive meanwhile.
         assert watched.most <= min(ranks - 1, 2)
-        watched.sent = 0
-        loss.backward()
+        losses.sum().backward()
         of_columns = 8 * (sum(sizes) - sizes[(rank + 1) % ranks])
-        assert watched.sent == of_shards + of_columns + others * 4 * D
+        both = forward + of_shards + of_columns + others * 4 * D
+        assert watched.sent == both
+        watched.sent = 0
+        CASES["clip"].call(mine, gather="ring").backward()  # all of it made in the forward pass
+        assert watched.sent == both
+
+
+def embeddings_stay(rank, sizes):
+    """Whatever the loss, no rank asks for the embeddings of all."""
+    data, original = Data.random(sizes), Ranks.all
+
+    def watched(ranks, x):
+        gathered = original(ranks, x)
+        large = gathered.is_floating_point() and gathered.numel() >= data.first.numel()
+        assert not large, f"{list(gathered.shape)} of {data.first.shape}"
+        return gathered
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Ranks, "all", watched)
+        with pytest.raises(AssertionError):
+            CASES["clip"].call(data.of(rank), gather="all")
+        for case in CASES.values():
+            case.call(data.of(rank), gather="ring").backward()
 
 
 def two(rank):
     own_loss(rank, [4, 7])
+    embeddings_stay(rank, [4, 7])
     in_a_ring(rank, [4, 7])
 
 
