@@ -16,9 +16,10 @@ process with the whole batch would have, scale 1::
   N; sorting in ``cosent``; covariances in ``vicreg``; the triplets of ``triplet``; ``distill``)
   every rank does for all rows.
 - ``gather="ring"``: rows stay, keys go round from rank to rank while the last ones are visited: no
-  rank ever has all of them, memory is that of its own rows and of two ranks' keys. It serves
-  ``clip``, ``siglip``, ``nt_xent`` and ``info_nce``; a few of their options it refuses by name. A
-  symmetric matrix (``nt_xent``) is visited whole.
+  rank ever has all of them, memory is that of its own rows and of two ranks' keys. It serves every
+  loss with all its options. A symmetric matrix (``nt_xent``, losses of labels) is visited whole;
+  vectors of length N (labels, ``cosent``'s similarities) are gathered; sums of classes, the rows
+  that mining found and the triplets of ``triplet`` take rounds of their own, and ``distill`` two.
 - Losses of rows that do not see one another (``arcface`` and the other class softmaxes,
   ``margin_mse``, ``negative_cosine``, ``info_nce`` with a queue alone) exchange numbers only.
 

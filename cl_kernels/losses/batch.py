@@ -18,7 +18,10 @@ from cl_kernels.search import TopK, topk
 class Batch:
     """All rows are here. Of a batch whose rows several processes have, ``PartedBatch``."""
 
-    ranks: Ranks | None = None  # these processes
+    @property
+    def ranks(self) -> Ranks | None:
+        """These processes."""
+        return None
 
     @property
     def parted(self) -> bool:

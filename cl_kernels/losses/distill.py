@@ -32,6 +32,7 @@ from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
 from cl_kernels.losses.soft_targets import BothRows, compared_in_a_ring, compared_rows
 from cl_kernels.ranks.group import Group
 
+
 def distill(
     query: Tensor,
     key: Tensor,

@@ -81,16 +81,16 @@ class _SameLabelSimilarity(torch.autograd.Function):
     def forward(ctx: Any, anchors, labels, keys, key_labels):
         same = SameLabel.of(labels, key_labels, anchors)
         sums = same.sums(anchors if keys is None else keys)
-        ctx.save_for_backward(anchors, sums, *same[:3])
+        ctx.save_for_backward(anchors, sums, same.labels, same.key_labels, same.mask)
         ctx.itself, ctx.batch = keys is None, same.batch
         return (anchors * sums).sum(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
-        anchors, sums, *same = ctx.saved_tensors
+        anchors, sums, labels, key_labels, mask = ctx.saved_tensors
         grad = grads[0][:, None]
-        back = SameLabel(*same, ctx.batch).back(grad * anchors)
+        back = SameLabel(labels, key_labels, mask, ctx.batch).back(grad * anchors)
         if ctx.itself:
             return back.addcmul_(grad, sums), None, None, None
         return grad * sums, None, back, None

@@ -95,9 +95,7 @@ def _of_all(loss, sharding: Sharding, given: Mapping[str, Any], ranks: Ranks) ->
     return OfAll.apply(found, ranks)  # type: ignore[return-value]
 
 
-def _of_each(
-    loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, gather: str
-) -> Tensor:
+def _of_each(loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks, gather: str) -> Tensor:
     """Of rows that need no others: each rank's by themselves."""
     entries, device = described_all(sharding, given, gather)
     agree(ranks, loss.__name__, entries, device)

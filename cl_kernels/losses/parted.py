@@ -27,10 +27,12 @@ class PartedBatch(Batch):
         device: Where the embeddings are.
     """
 
-    ranks: Ranks
-
     def __init__(self, ranks: Ranks, device: torch.device):
-        self.ranks, self.device = ranks, device
+        self._ranks, self._device = ranks, device
+
+    @property
+    def ranks(self) -> Ranks:
+        return self._ranks
 
     def count(self, rows: int) -> int:
         return sum(self._counts("their number", rows))
@@ -68,9 +70,7 @@ class PartedBatch(Batch):
 
         def visit(visitors: Visitors) -> list[Tensor]:
             rows, *ids = visitors.rows
-            where = [
-                PairFilter(f.query_ids, i, f.keep) for f, i in zip(filters, ids, strict=True)
-            ]
+            where = [PairFilter(f.query_ids, i, f.keep) for f, i in zip(filters, ids, strict=True)]
             some = topk(query, rows, k, where=where, **options)
             at = positions(visitors.owner, some.indices)
             found.append((some.values, torch.where(some.indices < 0, -1, at)))
@@ -133,7 +133,7 @@ class PartedBatch(Batch):
         return spreading.entered(_here)
 
     def _counts(self, what: str, rows: int = 0) -> list[int]:
-        return counts_of_all(self.ranks, what, rows, self.device)
+        return counts_of_all(self.ranks, what, rows, self._device)
 
 
 class _RowsAt(torch.autograd.Function):

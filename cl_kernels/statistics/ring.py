@@ -150,4 +150,3 @@ class _Shard(NamedTuple):
 def _of_rectangles(statistic: Statistic) -> Statistic:
     """Of a matrix with itself the rows' alone: another rank has the other half."""
     return STATISTICS[f"row_{statistic.fold.name}"] if statistic.of_one else statistic
-
