@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,8 +105,9 @@ def distill(
         of_teacher = as_scalar("teacher_temperature", teacher_temperature, query, inverted=True)
 
     teacher = _teacher_rows(teacher_query, teacher_key, of_teacher, query, normalize)
-    how = normalize, divergence, symmetric, torch.compiler.is_compiling()
-    return _distilled(query.contiguous(), key.contiguous(), scale, *teacher, how, reduction)
+    how = How(normalize, divergence, symmetric, scale.requires_grad)
+    rows, compiled = (query.contiguous(), key.contiguous()), torch.compiler.is_compiling()
+    return _distilled(*rows, scale, *teacher, how, reduction, compiled)
 
 
 class DistillLoss(LossModule):
@@ -144,69 +145,77 @@ def _teacher_rows(teacher_query, teacher_key, scale, like: Tensor, normalize: bo
     dtype, count = accumulator(like), teacher_query.shape[0]
     with torch.no_grad():
         both = teacher_query, teacher_key
-        widest = reduce(torch.promote_types, (x.dtype for x in both), dtype)
-        rows = Rows.of([x.to(widest) for x in both], normalize).rows
-        return (rows[:count] * scale).to(dtype), rows[count:].to(dtype)
+        if not teacher_query.dtype == teacher_key.dtype == dtype:
+            widest = reduce(torch.promote_types, (x.dtype for x in both), dtype)
+            both = [x.to(widest) for x in both]
+        query, key = Rows.of(both, normalize).rows.split_with_sizes((count, teacher_key.shape[0]))
+        return (query * scale).to(dtype), key.to(dtype)
 
 
-How = tuple[bool, str, bool, bool]  # normalize, divergence, symmetric, whether it is compiled
+class How(NamedTuple):
+    """
+    Args:
+        normalize, divergence, symmetric: As ``distill`` takes them.
+        learned: Whether the gradient of the scale is wanted.
+    """
+
+    normalize: bool
+    divergence: str
+    symmetric: bool
+    learned: bool
 
 
 def _losses(
-    inputs: Sequence[Any], how: How, grad: Tensor | None, batch: Batch
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """Of all queries, and the gradients of query, key and scale for ``grad`` of them. A difference
-    of log-probabilities: autocast would round it away."""
-    *kind, compiled = how
+    inputs: Sequence[Any], how: How, grad: Tensor | None, batch: Batch, compiled: bool
+) -> Sequence[Tensor]:
+    """Of all queries; for ``grad`` of them the gradients of query and key, stacked, and of the
+    scale. A difference of log-probabilities: autocast would round it away."""
     if compiled:
-        losses, *gradients = _operation(*inputs, *kind, grad)
-        return losses, gradients
-    with torch.autocast(inputs[0].device.type, enabled=False):
-        return _losses_in_full(inputs, kind, grad, batch)
+        return _operation(*inputs, *how, grad)
+    kind = inputs[0].device.type
+    if not torch.is_autocast_enabled(kind):  # entering takes a tenth of the time of 16 rows
+        return _losses_in_full(inputs, how, grad, batch)
+    with torch.autocast(kind, enabled=False):
+        return _losses_in_full(inputs, how, grad, batch)
 
 
 def _losses_in_full(
-    inputs: Sequence[Any], kind: Sequence[Any], grad: Tensor | None, batch: Batch
-) -> tuple[Tensor, list[Tensor]]:
-    (query, key, scale, *teacher), (normalize, divergence, symmetric) = inputs, kind
-    student, count = Rows.of((query, key), normalize), len(query)
-    of_query = student.rows[:count]
-    rows = BothRows(of_query * scale, student.rows[count:], *teacher)
-    how = divergence, symmetric, grad
+    inputs: Sequence[Any], how: How, grad: Tensor | None, batch: Batch
+) -> Sequence[Tensor]:
+    query, key, scale, *teacher = inputs
+    student, count = Rows.of((query, key), how.normalize), query.shape[0]
+    of_query, of_key = student.rows.split_with_sizes((count, key.shape[0]))
+    rows = BothRows(of_query * scale, of_key, *teacher)
     if batch.ranks is None:
-        losses, gradient = compared_rows(rows, *how)
+        losses, gradient = compared_rows(rows, how.divergence, how.symmetric, grad)
     else:
-        losses, gradient = compared_in_a_ring(rows, *how, batch.ranks)
+        given = how.divergence, how.symmetric, grad, batch.ranks
+        losses, gradient = compared_in_a_ring(rows, *given)
     if gradient is None:
-        return losses, []
-    of_scale = (gradient[:count] * of_query).sum()
-    gradient[:count].mul_(scale)
-    gradient = student.gradient(gradient)
-    return losses, [gradient[:count], gradient[count:], of_scale]
+        return losses, losses.new_empty(0), losses.new_empty(())
+    by_query = gradient[:count]
+    of_scale = (by_query * of_query).sum() if how.learned else torch.zeros_like(scale)
+    by_query.mul_(scale)
+    return losses, student.gradient(gradient), of_scale
 
 
 def _evaluated(*arguments):
-    *inputs, normalize, divergence, symmetric, grad = arguments
-    how = normalize, divergence, symmetric, False
-    losses, gradients = _losses(inputs, how, grad, WHOLE)
-    if grad is None:
-        return losses, *(losses.new_empty(0) for _ in range(3))
-    return losses, *(g.clone() for g in gradients)  # of memory of their own
+    *inputs, normalize, divergence, symmetric, learned, grad = arguments
+    how = How(normalize, divergence, symmetric, learned)
+    return tuple(_losses(inputs, how, grad, WHOLE, False))
 
 
 def _fake(query, key, scale, *arguments):
     made = arguments[-1] is not None
-    sizes = query.shape, key.shape, ()
-    return new_like(query, query.shape[0]), *(
-        new_like(query, *(s if made else (0,))) for s in sizes
-    )
+    stacked = (query.shape[0] + key.shape[0], query.shape[1]) if made else (0,)
+    return new_like(query, query.shape[0]), new_like(query, *stacked), new_like(query)
 
 
 # The same as one operation: its blocks would have torch.compile compile for every size.
 _operation = define(
     "distilled(Tensor query, Tensor key, Tensor scale, Tensor teacher_query, Tensor teacher_key,"
-    " bool normalize, str divergence, bool symmetric, Tensor? grad)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " bool normalize, str divergence, bool symmetric, bool learned, Tensor? grad)"
+    " -> (Tensor, Tensor, Tensor)",
     _evaluated,
     _fake,
 )
@@ -221,12 +230,13 @@ def _distilled(
     teacher_key: Tensor,
     how: How,
     reduction: str,
+    compiled: bool,
 ) -> Tensor:
     """The reduced losses, or those of all queries for ``reduction="none"``."""
     inputs = query, key, scale, teacher_query, teacher_key
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs[:3]):
-        return differentiable(_Distilled, *inputs, how, reduction)
-    return total(_losses(inputs, how, None, the_batch())[0], reduction)
+        return differentiable(_Distilled, *inputs, how, reduction, compiled)
+    return total(_losses(inputs, how, None, the_batch(), compiled)[0], reduction)
 
 
 class _Distilled(torch.autograd.Function):
@@ -235,24 +245,27 @@ class _Distilled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments):
-        *inputs, how, reduction = arguments
-        ctx.batch, (query, *_, like) = the_batch(), inputs
-        ctx.dtype, ctx.how, ctx.of_rows = query.dtype, how, reduction == "none"
+        *inputs, how, reduction, compiled = arguments
+        (query, key, scale, *_), batch = inputs, the_batch()
+        ctx.dtype, ctx.sizes = query.dtype, (query.shape[0], key.shape[0])
+        ctx.of_rows, ctx.settings = reduction == "none", (how, batch, compiled)
         share = None
         if not ctx.of_rows:
-            count = ctx.batch.count(query.shape[0]) if reduction == "mean" else 1
-            weight = 1 / max(count, 1)
-            share = like.new_full(query.shape[:1], weight)
-        losses, gradients = _losses(inputs, how, share, ctx.batch)
+            count = max(batch.count(query.shape[0]), 1) if reduction == "mean" else 1
+            share = scale.new_full(query.shape[:1], 1 / count)
+        losses, *gradients = _losses(inputs, how, share, batch, compiled)
         ctx.save_for_backward(*(inputs if ctx.of_rows else gradients))
         return total(losses, reduction)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         check_backward(*grads)
+        (how, *settings), (grad,) = ctx.settings, grads
         if ctx.of_rows:
-            gradients = _losses(ctx.saved_tensors, ctx.how, grads[0], ctx.batch)[1]
+            _, stacked, of_scale = _losses(ctx.saved_tensors, how, grad, *settings)
         else:
-            gradients = [grads[0] * x for x in ctx.saved_tensors]
-        of_query, of_key, of_scale = gradients
-        return of_query.to(ctx.dtype), of_key.to(ctx.dtype), of_scale, *(None,) * 4
+            stacked, of_scale = ctx.saved_tensors
+            stacked = grad * stacked
+            of_scale = grad * of_scale if how.learned else None
+        of_query, of_key = stacked.to(ctx.dtype).split_with_sizes(ctx.sizes)
+        return of_query, of_key, of_scale, *(None,) * 5

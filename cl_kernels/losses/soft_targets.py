@@ -23,14 +23,18 @@ class BothRows(NamedTuple):
     teacher_query: Tensor
     teacher_key: Tensor
 
+    @property
+    def queries_at_once(self) -> int:
+        most = _ON_CPU if self.query.device.type == "cpu" else _ELSEWHERE
+        return max(_LEAST_ROWS, most // max(self.key.shape[0], 1))
+
 
 class _Logits:
     """Of both models, by blocks of queries."""
 
     def __init__(self, rows: BothRows) -> None:
         self.rows, self.kept = rows, (slice(0), [])
-        most = _ON_CPU if rows.query.device.type == "cpu" else _ELSEWHERE
-        count, step = len(rows.query), max(_LEAST_ROWS, most // max(len(rows.key), 1))
+        count, step = rows.query.shape[0], rows.queries_at_once
         self.blocks = [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
     def of(self, block: slice) -> list[Tensor]:
@@ -51,6 +55,11 @@ class _Logits:
         return lse
 
 
+def _terms(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
+    """Whose mean by the teacher's probabilities is the loss, of log-probabilities."""
+    return teacher - student if divergence == "kl" else -student
+
+
 def _compared(
     both: list[Tensor], dim: int, divergence: str, grad: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -58,8 +67,7 @@ def _compared(
     student's logits' gradient for ``grad`` of these losses. The student's memory is taken."""
     student, teacher = both
     probability = teacher.exp()
-    difference = teacher - student if divergence == "kl" else -student
-    losses = torch.linalg.vecdot(probability, difference, dim=dim)
+    losses = torch.linalg.vecdot(probability, _terms(student, teacher, divergence), dim=dim)
     if grad is None:
         return losses, None
     return losses, student.exp_().sub_(probability).mul_(grad.unsqueeze(dim))
@@ -70,7 +78,10 @@ def compared_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of all queries, and the gradient of the student's queries and keys, stacked, for
     ``grad`` of them."""
-    logits, count = _Logits(rows), len(rows.query)
+    count = rows.query.shape[0]
+    if 0 < count <= rows.queries_at_once:
+        return _at_once(rows, divergence, symmetric, grad)
+    logits = _Logits(rows)
     columns = logits.of_columns() if symmetric else []
     of_keys = rows.key.new_zeros(len(rows.key) if symmetric else 0)
     losses, gradient = rows.query.new_empty(count), None
@@ -90,6 +101,42 @@ def compared_rows(
             torch.mm(pull, rows.key, out=gradient[block])
             gradient[count:].addmm_(pull.T, rows.query[block])
     return (losses + of_keys) / 2 if symmetric else losses, gradient
+
+
+def _at_once(
+    rows: BothRows, divergence: str, symmetric: bool, grad: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Of a small batch, whose time is that of the calls."""
+    query, key, *teacher = rows
+    count = query.shape[0]
+    logits = query.new_empty(2, count, key.shape[0])
+    of_student, of_teacher = logits.unbind()
+    torch.mm(query, key.T, out=of_student)
+    torch.mm(teacher[0], teacher[1].T, out=of_teacher)
+    if symmetric:
+        both_ways = torch.stack((logits.log_softmax(2), logits.log_softmax(1)), 1)
+        student, teacher = both_ways.unbind()  # [2, B, N] each
+        probability = teacher.exp()
+        by_row, by_column = _terms(student, teacher, divergence).mul_(probability).unbind()
+        losses = by_row.sum(1).add_(by_column.sum(0)).div_(2)
+    else:
+        student, teacher = logits.log_softmax(2).unbind()
+        probability = teacher.exp()
+        losses = torch.linalg.vecdot(probability, _terms(student, teacher, divergence))
+    if grad is None:
+        return losses, None
+    pull = student.exp_().sub_(probability)
+    if symmetric:
+        grad = grad / 2
+        pull, of_columns = pull.unbind()
+        pull.mul_(grad[:, None]).addcmul_(of_columns, grad)
+    else:
+        pull.mul_(grad[:, None])
+    gradient = key.new_empty(count + key.shape[0], key.shape[1])
+    of_query, of_key = gradient.split_with_sizes((count, key.shape[0]))
+    torch.mm(pull, key, out=of_query)
+    torch.mm(pull.T, query, out=of_key)
+    return losses, gradient
 
 
 def compared_in_a_ring(

@@ -14,7 +14,7 @@ from python_tests.losses.edges import assert_as_in_float64, assert_nothing, valu
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 B, D = 12, 8
-distill_module = sys.modules[cl_kernels.distill.__module__]  # not the function of its name
+soft_targets = sys.modules["cl_kernels.losses.soft_targets"]
 
 
 @pytest.mark.parametrize("name", ["cosent", "angle"])
@@ -141,8 +141,8 @@ class TestDistill:
         inputs = self.inputs(50, 50)
         options = {"symmetric": symmetric, "reduction": reduction}
         expected = value_and_gradients(cl_kernels.distill, *inputs, **options)
-        monkeypatch.setattr(distill_module, "_ON_CPU", 100)
-        monkeypatch.setattr(distill_module, "_LEAST_ROWS", 7)
+        monkeypatch.setattr(soft_targets, "_ON_CPU", 100)
+        monkeypatch.setattr(soft_targets, "_LEAST_ROWS", 7)
         found = value_and_gradients(cl_kernels.distill, *inputs, **options)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(

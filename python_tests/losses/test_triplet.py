@@ -36,7 +36,7 @@ class TestTriplet:
     @pytest.mark.parametrize("few", [0, 40, 110])
     @pytest.mark.parametrize("distance", ["cosine", "squared_euclidean", "euclidean"])
     def test_pairs_in_rounds(self, monkeypatch, few, distance):
-        monkeypatch.setattr(sys.modules["cl_kernels.losses.all_triplets"], "_FEW", few)
+        monkeypatch.setattr(sys.modules["cl_kernels.losses.all_triplets"], "FEW", few)
         labels = torch.tensor([4, 2, 2, 0, 4, 3, 4, 1, 3, 4, 3, 2, 4, 2, 7])
         assert_as_textbook("triplet", torch.randn(15, 6), labels, distance=distance)
         rows = {"reduction": "none", "distance": distance}
