@@ -81,7 +81,15 @@ from cl_kernels.mining import (
 )
 from cl_kernels.pairs import PairFilter
 from cl_kernels.reading import debug_checks
-from cl_kernels.search import TopK, topk
+from cl_kernels.search import (
+    BestPairs,
+    InRange,
+    TopK,
+    best_pairs,
+    duplicate_groups,
+    range_search,
+    topk,
+)
 from cl_kernels.statistics.functions import (
     HingeSum,
     row_col_hinge_sum,
@@ -101,6 +109,7 @@ __all__ = [
     "AnglELoss",
     "ArcFaceLoss",
     "BarlowTwinsLoss",
+    "BestPairs",
     "ClipLoss",
     "CoSENTLoss",
     "CosFaceLoss",
@@ -110,6 +119,7 @@ __all__ = [
     "GradCache",
     "HardNegativeLoss",
     "HingeSum",
+    "InRange",
     "InfoNCELoss",
     "MarginMSELoss",
     "MarginSoftmaxLoss",
@@ -136,6 +146,7 @@ __all__ = [
     "angle",
     "arcface",
     "barlow_twins",
+    "best_pairs",
     "clip",
     "contrast",
     "cosent",
@@ -144,6 +155,7 @@ __all__ = [
     "decoupled",
     "distill",
     "doctor",
+    "duplicate_groups",
     "explain",
     "gist",
     "grad_cache_step",
@@ -165,6 +177,7 @@ __all__ = [
     "pairwise_contrastive",
     "proxy_anchor",
     "qwen3_embedding",
+    "range_search",
     "row_col_hinge_sum",
     "row_col_logsumexp",
     "row_col_softplus_sum",

@@ -177,8 +177,18 @@ def looked_at(x, y):
     return evaluation.contrastive_metrics(x, labels=LABELS, temperature=0.1).as_dict()
 
 
+def in_range(x, y):
+    (offsets, keys), scores = cl_kernels.range_search(x, y, above=0.1)
+    return offsets, keys, scores
+
+
 # What does not.
 DETACHED = {
+    "BestPairs": lambda x, y: cl_kernels.best_pairs(x, y, k=9),
+    "InRange": in_range,
+    "best_pairs": lambda x, y: cl_kernels.best_pairs(x, k=9),
+    "duplicate_groups": lambda x, y: [cl_kernels.duplicate_groups(x, above=0.3)],
+    "range_search": in_range,
     "Calibration": calibrated,
     "ContrastiveMetrics": lambda x, y: evaluation.contrastive_metrics(x, y, temperature=0.1),
     "DriftReport": lambda x, y: evaluation.embedding_drift(x, y, k=3),

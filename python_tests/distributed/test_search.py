@@ -71,6 +71,32 @@ def found_alike(rank):
     assert torch.equal(found.indices, cl.topk(x.query, x.key, 3).indices[x.rows])
 
 
+def in_range_alike(rank):
+    x, group, everything = Parts(rank), dist.group.WORLD, slice(None)
+    for settings, of in (
+        ({"above": -0.1}, lambda rows, keys: {}),  # more than are looked for at first
+        ({"above": 0.2, "normalize": False}, lambda rows, keys: {"where": x.filters(rows, keys)}),
+        ({"below": 0.6}, lambda rows, keys: {"above": x.bound[rows] - 0.6}),
+        ({"above": 0.0}, lambda rows, keys: {"exclude": x.lists[rows]}),
+    ):
+        whole = cl.range_search(x.query, x.key, **settings, **of(everything, everything))
+        mine = settings | of(x.rows, x.keys)
+        found = cl.range_search(x.query[x.rows], x.key[x.keys], **mine, group=group)
+        of_rows = torch.arange(len(x.query))[x.rows]
+        scores = whole.scores[torch.isin(whole.keys.rows(), of_rows)]
+        assert torch.equal(found.scores, scores) and len(whole.scores)
+        assert all(map(torch.equal, found.keys, whole.keys.gather(of_rows)))
+    query, key = x.query[:4], x.key[:9]
+    for wrong in (
+        lambda: cl.range_search(query, key if rank else key[:, :7], above=0.1, group=group),
+        lambda: cl.range_search(query, key, above=None if rank == 1 else 0.1, group=group),
+        lambda: cl.range_search(query, above=0.1, group=group),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            wrong()
+    cl.range_search(query, key, above=0.1, group=group)
+
+
 def measured_alike(rank):
     x, group = Parts(rank), dist.group.WORLD
     rows = slice(4 * rank, 4 * rank + 4) if rank else slice(0, 4)  # no rank without a query
@@ -165,6 +191,7 @@ def told_to_all(rank):
 
 def all_of_it(rank):
     found_alike(rank)
+    in_range_alike(rank)
     measured_alike(rank)
     mined_alike(rank)
     told_to_all(rank)
