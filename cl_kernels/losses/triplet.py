@@ -97,7 +97,7 @@ def triplet(
         return _of_all((x,), (margin,), given, normalize, reduction)
     rows = float_rows(x, normalize=normalize)
     settings = {"normalize": normalize, "backend": backend}
-    positive, negative = _mined(x.detach(), labels, mining, distance, settings)
+    positive, negative = mined_triplets(x.detach(), labels, mining, distance, settings)
     found = _of_mined(rows, positive, negative, margin, soft, distance)
     if reduction != "mean":
         return found.losses if reduction == "none" else found.losses.sum()
@@ -121,16 +121,21 @@ class _Found(NamedTuple):
     all: Tensor  # how many there are
 
 
-def _mined(
+def comparable(rows: Tensor, distance: str) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose inner products fall as the distances of the rows rise."""
+    if distance == "cosine":
+        return rows, rows
+    half = rows.square().sum(1, keepdim=True) / 2  # <a, b> - |b|^2 / 2: one more column
+    return torch.cat((rows, torch.ones_like(half)), 1), torch.cat((rows, -half), 1)
+
+
+def mined_triplets(
     x: Tensor, labels: Tensor, mining: str, distance: str, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Each anchor's positive and negative, [B]; -1 for none."""
     query = key = x
     if distance != "cosine" and not settings["normalize"]:
-        # <a, b> - |b|^2 / 2 falls with the distance: one more column.
-        rows = float_rows(x, normalize=False)
-        half = rows.square().sum(1, keepdim=True) / 2
-        query, key = torch.cat((rows, torch.ones_like(half)), 1), torch.cat((rows, -half), 1)
+        query, key = comparable(float_rows(x, normalize=False), distance)
     batch = the_batch()
     positive = batch.topk(query, key, 1, where=same_label(labels), largest=False, **settings)
     below = None
@@ -152,13 +157,13 @@ def _of_mined(
     counted = (positive >= 0) & (negative >= 0)
     batch = the_batch()
     near, far = (batch.rows_at(rows, i.clamp_min(0)) for i in (positive, negative))
-    gap = margin + _distance(rows, near, distance) - _distance(rows, far, distance)
+    gap = margin + distance_of(rows, near, distance) - distance_of(rows, far, distance)
     losses = (F.softplus(gap, threshold=40) if soft else gap.relu()).masked_fill(~counted, 0)
     every = batch.sum(counted.sum())
     return _Found(losses, every if soft else batch.sum((losses > 0).sum()), every)
 
 
-def _distance(a: Tensor, b: Tensor, distance: str) -> Tensor:
+def distance_of(a: Tensor, b: Tensor, distance: str) -> Tensor:
     """Of matching rows, [B]."""
     if distance == "cosine":
         return 1 - (a * b).sum(1)
