@@ -10,6 +10,7 @@ import torch
 
 from cl_kernels import _recording
 from cl_kernels._dispatch import Request, choose, reason_against, refusal
+from cl_kernels._patches import patched
 from cl_kernels._recording import PrimitiveCall
 from cl_kernels._version import __version__
 from cl_kernels.backends import BACKENDS, offered
@@ -187,6 +188,7 @@ def _versions() -> dict[str, str]:
         "cuda": _gpu_version(torch.version.cuda, "CUDA"),
         "rocm": _gpu_version(torch.version.hip, "ROCm"),
         "triton": _triton_version(),
+        "patched": ", ".join(patched()) or "no library",
     }
 
 

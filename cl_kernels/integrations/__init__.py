@@ -13,6 +13,7 @@ or put there by one line before a script of one's own::
 Nothing is patched, and no library imported, before that is asked for.
 """
 
-from cl_kernels.integrations.patching import LIBRARIES, patch, patched, unpatch
+from cl_kernels._patches import patched
+from cl_kernels.integrations.patching import LIBRARIES, patch, unpatch
 
 __all__ = ["LIBRARIES", "patch", "patched", "unpatch"]

@@ -6,11 +6,11 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from cl_kernels._patches import undo
+
 # Ours by the name of the library's module whose names they take; each has ``REPLACED``, pairs of
 # the library's object and ours.
 LIBRARIES = ("sentence_transformers",)
-
-_undo: dict[str, list[tuple[Any, str, Any]]] = {}  # by library: where what stood before
 
 
 def patch(*libraries: str) -> None:
@@ -31,7 +31,7 @@ def patch(*libraries: str) -> None:
         cl_kernels.integrations.patch("sentence_transformers")
     """
     for library in _checked(libraries):
-        if library in _undo:
+        if library in undo:
             continue
         try:
             ours = import_module(f"{__package__}.{library}")
@@ -46,19 +46,14 @@ def patch(*libraries: str) -> None:
                     if found is theirs:
                         places.append((module, name, theirs))
                         setattr(module, name, replacement)
-        _undo[library] = places
+        undo[library] = places
 
 
 def unpatch(*libraries: str) -> None:
     """Puts the library's own back; default: those of all that are patched."""
-    for library in _checked(libraries or tuple(_undo)):
-        for module, name, theirs in _undo.pop(library, ()):
+    for library in _checked(libraries or tuple(undo)):
+        for module, name, theirs in undo.pop(library, ()):
             setattr(module, name, theirs)
-
-
-def patched() -> tuple[str, ...]:
-    """The libraries that are."""
-    return tuple(_undo)
 
 
 def _checked(libraries: tuple[str, ...]) -> tuple[str, ...]:

@@ -87,6 +87,22 @@ def sentences(tmp_path_factory):
 PAIRS = {"anchor": texts(72, 1), "positive": texts(72, 2), "negative": texts(72, 3)}
 
 
+@pytest.mark.parametrize(("name", "settings"), [
+    ("MultipleNegativesRankingLoss", {"scale": 5.0}),
+    ("CachedMultipleNegativesRankingLoss", {"scale": 5.0, "mini_batch_size": 5}),
+])  # fmt: skip
+def test_losses_under_the_names_of_sentence_transformers(sentences, name, settings):
+    from cl_kernels.integrations import sentence_transformers as ours
+
+    (expected, logged), (got, losses) = (
+        sentences.train(lambda model, of=of: getattr(of, name)(model, **settings), PAIRS)
+        for of in (sentences.losses, ours)
+    )
+    check_same(got, expected)
+    for mine, theirs in zip(losses, logged, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(("steps", "limit"), [(1, {"chunk_size": 5}), (2, {"max_tokens": 7})])
 def test_sentence_transformers(sentences, limit, steps):
     expected, logged = sentences.train(

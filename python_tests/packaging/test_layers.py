@@ -23,7 +23,7 @@ LAYERS = [  # top to bottom; the package itself (its __init__) is the top
     {"_ops", "pairs", "reading"},
     {"_spread"},
     {"_transforms"},
-    {"_interrupts", "_scopes", "_tracing", "_version"},
+    {"_interrupts", "_patches", "_scopes", "_tracing", "_version"},
     {"backends"},
     {"_numbers", "_libraries", "_precision"},
 ]
