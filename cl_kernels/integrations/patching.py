@@ -10,7 +10,7 @@ from cl_kernels._patches import undo
 
 # Ours by the name of the library's module whose names they take; each has ``REPLACED``, pairs of
 # the library's object and ours.
-LIBRARIES = ("sentence_transformers",)
+LIBRARIES = ("sentence_transformers", "pytorch_metric_learning")
 
 
 def patch(*libraries: str) -> None:

@@ -1,0 +1,77 @@
+"""Losses that learn a column for each class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning import distances
+from pytorch_metric_learning import losses as theirs
+from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
+from torch import Tensor
+
+from cl_kernels.losses import arcface, cosface, normalized_softmax
+
+
+class _OfClasses:
+    """Of a loss of the library whose parameter ``W`` is [D, classes]."""
+
+    def compute_loss(self: Any, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        if type(self.distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity):
+            given = embeddings, labels, indices_tuple, ref_emb, ref_labels
+            return super().compute_loss(*given)  # type: ignore[misc]
+        common_functions.labels_required(labels)
+        common_functions.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        self.cast_types(embeddings.dtype, embeddings.device)
+        losses = self._of(embeddings, labels.long(), self.W.t())
+        if indices_tuple is not None:
+            weights = loss_and_miner_utils.convert_to_weights(
+                indices_tuple, labels, dtype=losses.dtype
+            )
+            losses = losses * weights
+        elements = torch.arange(len(losses), device=losses.device)
+        of_rows = {"losses": losses, "indices": elements, "reduction_type": "element"}
+        found = {"loss": of_rows}
+        self.add_weight_regularization_to_loss_dict(found, self.W.t())
+        return found
+
+    def _note_angles(self: Any, embeddings: Tensor, labels: Tensor, weight: Tensor) -> None:
+        """What the library records of the angles to the rows' classes."""
+        if self.collect_stats:
+            with torch.no_grad():
+                own = weight.index_select(0, labels)
+                self.get_angles(torch.cosine_similarity(embeddings, own))
+
+
+class ArcFaceLoss(_OfClasses, theirs.ArcFaceLoss):
+    """``pytorch_metric_learning.losses.ArcFaceLoss``: its arguments (the margin in degrees) and
+    call; no row of logits is held."""
+
+    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        self._note_angles(embeddings, labels, weight)
+        settings: Any = {"margin": float(self.margin), "scale": self.scale, "reduction": "none"}
+        return arcface(embeddings, labels, weight, **settings)
+
+
+class CosFaceLoss(_OfClasses, theirs.CosFaceLoss):
+    """``pytorch_metric_learning.losses.CosFaceLoss``: its arguments and call."""
+
+    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        self._note_angles(embeddings, labels, weight)
+        settings: Any = {"margin": float(self.margin), "scale": self.scale, "reduction": "none"}
+        return cosface(embeddings, labels, weight, **settings)
+
+
+class NormalizedSoftmaxLoss(_OfClasses, theirs.NormalizedSoftmaxLoss):
+    """``pytorch_metric_learning.losses.NormalizedSoftmaxLoss``: its arguments and call."""
+
+    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        settings: Any = {"temperature": self.temperature, "reduction": "none"}
+        return normalized_softmax(embeddings, labels, weight, **settings)
+
+
+REPLACED = [
+    (theirs.ArcFaceLoss, ArcFaceLoss),
+    (theirs.CosFaceLoss, CosFaceLoss),
+    (theirs.NormalizedSoftmaxLoss, NormalizedSoftmaxLoss),
+]
