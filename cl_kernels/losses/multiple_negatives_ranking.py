@@ -29,6 +29,7 @@ from cl_kernels.losses.contrast import Recipe, contrast
 from cl_kernels.losses.labels import as_labels
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.over_ranks import Gather, over_ranks, over_several
+from cl_kernels.losses.weighted_ranking import Strengths, weighted_ranking
 from cl_kernels.pairs import PairFilter
 from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
@@ -140,6 +141,10 @@ def multiple_negatives_ranking(
         sets = over_both_sides(anchors, positives, scale, where, **options)
         # The positive is in the denominator again, by "doc_to_query".
         return total(joint([*sets, torch.zeros_like(sets[0])]), reduction)
+    if chosen == {"query_to_doc"}:
+        options = {"normalize": normalize, "reduction": reduction, "backend": backend}
+        rows = anchors, positives, hard
+        return weighted_ranking(*rows, ids, scale, Strengths(in_batch, own), **options)
     batch = _Batch.of(anchors, positives, hard, ids, scale, normalize, backend)
     negatives = batch.negatives(chosen, in_batch, own)
     positive = pair_logits(batch.queries, batch.docs, scale)
