@@ -13,6 +13,7 @@ from cl_kernels._scopes import Scopes
 from cl_kernels.pairs import count_same
 from cl_kernels.ranks.group import Ranks
 from cl_kernels.search import TopK, topk
+from cl_kernels.search.gradients import found_products, found_scores
 
 
 class Batch:
@@ -33,6 +34,10 @@ class Batch:
 
     def positions(self, rows: int, device: torch.device) -> Tensor:
         """An id of each row that is here, which no other row has."""
+        return torch.arange(rows, device=device)
+
+    def numbers(self, rows: int, device: torch.device) -> Tensor:
+        """Which rows of all those are that are here, counted from 0."""
         return torch.arange(rows, device=device)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -67,6 +72,12 @@ class Batch:
     def add_at(self, total: Tensor, positions: Tensor, grad: Tensor) -> None:
         """The transposed: adds to what is there for the rows here."""
         total.index_add_(0, positions, grad)
+
+    def similarities(self, query: Tensor, key: Tensor, positions: Tensor) -> Tensor:
+        """Inner products of each query with the keys at its positions, [M, k]; -inf where a
+        position is negative. Differentiable; a part of the keys is gathered at a time."""
+        values = found_products(query.detach(), key.detach(), positions)
+        return found_scores(query, key, values, positions, False)
 
     def sums_of_label(self, labels: Tensor, rows: Tensor) -> Tensor:
         """Of all rows of the label of each row here, itself included."""

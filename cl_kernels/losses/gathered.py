@@ -270,8 +270,17 @@ def described_all(
     columns = given.get("candidates")
     if isinstance(columns, Tensor) and columns.dim() == 3:  # they come first
         given = dict(given) | {"candidates": columns.unbind()}
-    entries = [Entry(name, described(x, cut=name in cut)) for name, x in given.items()]
+    lists = {name for name in sharding.counting if not _of_one_dimension(given[name])}
+    entries = [
+        Entry(name, "lists" if name in lists else described(x, cut=name in cut))
+        for name, x in given.items()
+    ]
     return [*modes(gather), *entries], device_of(given)
+
+
+def _of_one_dimension(x: Any) -> bool:
+    """An index of each row, or nothing; else lists of each, whose forms may differ."""
+    return x is None or (isinstance(x, Tensor) and x.dim() == 1)
 
 
 def device_of(given: Mapping[str, Any]) -> torch.device:

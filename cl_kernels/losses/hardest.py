@@ -11,10 +11,9 @@ from torch import Tensor
 from cl_kernels._precision import accumulator
 from cl_kernels.calls import default_compute_dtype, number_tensor
 from cl_kernels.checks import check_count
-from cl_kernels.losses.batch import the_batch
+from cl_kernels.losses.batch import WHOLE, the_batch
 from cl_kernels.pairs import PairFilter
 from cl_kernels.search import topk
-from cl_kernels.search.gradients import found_products, found_scores
 
 _FEW = 1 << 20  # numbers that may be gathered at once
 
@@ -103,10 +102,8 @@ def hardest_logsumexp(
             if some.counted is not None:
                 scores = torch.where(some.counted, scores, -torch.inf)
             scores = scores.topk(min(hardest, scores.shape[1]), sorted=False).values
-        elif some.of_batch and the_batch().parted:
-            scores = _of_all(towards, some, hardest, compute_dtype, backend)
         else:
-            scores = _shared(towards, some.keys, hardest, some.where, compute_dtype, backend)
+            scores = _shared(towards, some, hardest, compute_dtype, backend)
         found.append(scores)
     scores = torch.cat(found, 1)
     scores = scores.topk(min(hardest, scores.shape[1]), sorted=False).values
@@ -116,33 +113,20 @@ def hardest_logsumexp(
 
 def _shared(
     queries: Tensor,
-    keys: Tensor,
+    negatives: Negatives,
     hardest: int,
-    where: tuple[PairFilter, ...],
     compute_dtype: torch.dtype,
     backend: str | None,
 ) -> Tensor:
     """Similarities of the hardest of shared keys, [B, <= hardest]; -inf where there is none."""
-    if keys.shape[0] == 0:
+    keys, batch = negatives.keys, the_batch() if negatives.of_batch else WHOLE
+    k = min(hardest, batch.count(keys.shape[0]))
+    if k == 0:
         return queries @ keys.T  # nothing, of which both have a gradient
-    k = min(hardest, keys.shape[0])
-    settings = {"normalize": False, "where": where, "backend": backend}
-    if compute_dtype == queries.dtype:
+    settings = {"normalize": False, "where": negatives.where, "backend": backend}
+    if compute_dtype == queries.dtype and not batch.parted:
         return topk(queries, keys, k, **settings).values
     with torch.no_grad():
-        indices = topk(queries.to(compute_dtype), keys.to(compute_dtype), k, **settings).indices
-        values = found_products(queries, keys, indices)
-    return found_scores(queries, keys, values, indices, False)
-
-
-def _of_all(
-    queries: Tensor, negatives: Negatives, k: int, compute_dtype: torch.dtype, backend: str | None
-) -> Tensor:
-    """As ``_shared``, among the keys of all processes: those found are brought here."""
-    batch, keys = the_batch(), negatives.keys
-    with torch.no_grad():
-        settings = {"normalize": False, "where": negatives.where, "backend": backend}
-        found = batch.topk(queries.to(compute_dtype), keys.to(compute_dtype), k, **settings)
-    rows = batch.rows_at(keys, found.indices.clamp_min(0).flatten())
-    values = own_similarity(queries, Negatives(rows.view(len(queries), k, keys.shape[1])))
-    return torch.where(found.indices >= 0, values, -torch.inf)
+        rounded = queries.to(compute_dtype), keys.to(compute_dtype)
+        indices = batch.topk(*rounded, k, **settings).indices
+    return batch.similarities(queries, keys, indices)

@@ -19,8 +19,8 @@ from cl_kernels.losses.parted import PartedBatch
 from cl_kernels.losses.sharding import SHARDINGS, Sharding
 from cl_kernels.ranks.agreement import Disagreement, agree, together
 from cl_kernels.ranks.gathering import OfAll, SumOfAll
-from cl_kernels.ranks.group import Group, Ranks, without_compiling, world_size
-from cl_kernels.ranks.round import tell_those_in_a_ring
+from cl_kernels.ranks.group import Group, OthersGone, Ranks, without_compiling, world_size
+from cl_kernels.ranks.round import counts_of_all, tell_those_in_a_ring
 from cl_kernels.statistics.divided import Divided
 from cl_kernels.statistics.ring import Ring
 from cl_kernels.statistics.shared_queries import OfSharedQueries
@@ -125,11 +125,12 @@ def _in_a_ring(loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks) ->
     try:
         with spreading.entered(chooser), parts.entered(PartedBatch(ranks, device)):
             found = loss(**given)
-    except Disagreement:
+    except (Disagreement, OthersGone):
         raise
-    except (TypeError, ValueError) as error:  # before its rows went round
+    except Exception as error:  # while others wait for its rows, or for its part of the total
         tell_those_in_a_ring(ranks, error, device)
         raise
+    counts_of_all(ranks, "a loss", 0, device)
     if given.get("reduction") == "none":
         return found
     return SumOfAll.apply(found / ranks.size if sharding.alike else found, ranks)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +18,7 @@ from cl_kernels.ranks.gathering import SumOfAll, gather
 from cl_kernels.ranks.group import Ranks
 from cl_kernels.ranks.round import Visitors, counts_of_all, go_round, positions, rows_of
 from cl_kernels.search import TopK, topk
+from cl_kernels.search.gradients import found_gradients, found_products
 
 
 class PartedBatch(Batch):
@@ -39,6 +41,10 @@ class PartedBatch(Batch):
 
     def positions(self, rows: int, device: torch.device) -> Tensor:
         return positions(self.ranks.rank, torch.arange(rows, device=device))
+
+    def numbers(self, rows: int, device: torch.device) -> Tensor:
+        counts = self._counts("their numbers", rows)
+        return torch.arange(rows, device=device) + sum(counts[: self.ranks.rank])
 
     def sum(self, x: Tensor) -> Tensor:
         self._counts("a sum")
@@ -116,6 +122,13 @@ class PartedBatch(Batch):
         counts = self._counts("gradients of rows", len(rows))
         return go_round(self.ranks, [], counts, visit)[0]
 
+    def similarities(self, query: Tensor, key: Tensor, positions: Tensor) -> Tensor:
+        return _Similarities.apply(query, key, positions, self)  # type: ignore[return-value]
+
+    def visited(self, key: Tensor, visit: Callable[[Visitors], list[Tensor]]) -> list[Tensor]:
+        """What all ranks' visits of the keys here give."""
+        return go_round(self.ranks, [key], self._counts("keys that were found", len(key)), visit)
+
     def sums_of_label(self, labels: Tensor, rows: Tensor) -> Tensor:
         sums = torch.zeros_like(rows)
 
@@ -148,6 +161,45 @@ class _RowsAt(torch.autograd.Function):
         check_backward(*grads)
         rows, positions = ctx.saved_tensors
         return ctx.batch.sums_at(rows, positions, grads[0]), None, None
+
+
+class _Similarities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, positions: Tensor, batch: PartedBatch):
+        ctx.save_for_backward(query, key, positions)
+        ctx.batch = batch
+        values = query.new_full(positions.shape, -torch.inf)
+
+        def visit(visitors: Visitors) -> list[Tensor]:
+            theirs, index = _among(visitors, positions)
+            if len(visitors.rows[0]):
+                found = found_products(query, visitors.rows[0], index)
+                values.copy_(torch.where(theirs, found, values))
+            return []
+
+        batch.visited(key, visit)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
+        query, key, positions = ctx.saved_tensors
+        of_query = torch.zeros_like(query)
+
+        def visit(visitors: Visitors) -> list[Tensor]:
+            index = _among(visitors, positions)[1]
+            found = found_gradients(grads[0], query, visitors.rows[0], index, False, True, True)
+            of_query.add_(found[0])
+            return [found[1]]
+
+        (of_key,) = ctx.batch.visited(key, visit)
+        return of_query, of_key, None, None
+
+
+def _among(visitors: Visitors, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Which positions are of visitors, and their rows; -1 of the others."""
+    theirs, rows = rows_of(visitors.owner, positions)
+    return theirs, torch.where(theirs, rows, -1)
 
 
 def _here(backend: str, operation: str) -> str:

@@ -29,7 +29,9 @@ def _without_batch(arguments: Mapping[str, Any]) -> bool:
 
 def _in_batch(arguments: Mapping[str, Any]) -> bool:
     given = arguments["in_batch_negatives"]
-    return arguments["negative_keys"] is None if given is None else bool(given)
+    if not isinstance(given, bool):  # what is no flag the loss refuses
+        return arguments["negative_keys"] is None
+    return given
 
 
 class Sharding(NamedTuple):

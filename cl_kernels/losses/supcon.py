@@ -251,7 +251,7 @@ def _with_labels(x: Tensor, labels: Tensor | Lists | None) -> tuple[Tensor, Tens
     if labels is None:
         if views is None:
             raise ValueError("labels: expected them for x of shape [B, D], got None")
-        labels = the_batch().positions(x.shape[0], x.device)
+        labels = the_batch().numbers(x.shape[0], x.device)
     rows = x if views is None else x.flatten(0, 1)
     if isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] == 1:
         raise ValueError(  # read as lists it would be another loss

@@ -45,6 +45,8 @@ def described(value: Any, *, cut: bool = False) -> str:
     nor what they hold."""
     if isinstance(value, Tensor):
         shape = ["rows", *value.shape[1:]] if cut else list(value.shape)
+        if value.layout != torch.strided:
+            return f"a {value.layout} tensor"
         trained = " that requires grad" if value.requires_grad else ""
         shown = ", ".join(map(str, shape))
         held = "" if cut or not readable(value) else f" of checksum {_checksum(value)}"

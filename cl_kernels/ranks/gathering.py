@@ -58,6 +58,7 @@ class OfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
         return ctx.ranks.sum(grads[0].clone()) / ctx.ranks.size, None
 
 
@@ -72,6 +73,7 @@ class OwnRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
         return ctx.ranks.rows(grads[0], ctx.counts) / ctx.ranks.size, None, None
 
 
@@ -85,4 +87,5 @@ class SumOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
+        check_backward(*grads)
         return ctx.ranks.sum(grads[0].clone()), None

@@ -18,6 +18,10 @@ Group = dist.ProcessGroup
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
+class OthersGone(RuntimeError):
+    """Raised while waiting for another process: there is nobody left to be told anything."""
+
+
 def world_size(group: Group | None = None) -> int:
     """1 where no group is initialised."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -57,7 +61,7 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise RuntimeError(
+            raise OthersGone(
                 f"group: rank {self.rank} of {self.size} waited for the others in vain: one has "
                 "died or raised, is later than the group's timeout, or makes other calls"
             ) from error
@@ -136,7 +140,8 @@ class Ranks:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return x.view(-1).view(torch.uint8)
+    # A tensor of one number may have any stride and is contiguous.
+    return x.as_strided((x.numel(),), (1,)).view(torch.uint8)
 
 
 def without_compiling(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -37,7 +37,7 @@ class _FoundScores(torch.autograd.Function):
         check_backward(*grads)
         query, key, indices = ctx.saved_tensors
         needs_query, needs_key = ctx.needs_input_grad[:2]
-        grad_query, grad_key = _gradients(
+        grad_query, grad_key = found_gradients(
             grads[0], query, key, indices, ctx.normalize, needs_query, needs_key
         )
         return (
@@ -79,7 +79,7 @@ def _gradients_fake(grad, query, key, indices, normalize, need_query, need_key):
     )
 
 
-_gradients = define(
+found_gradients = define(
     "found_gradients(Tensor grad, Tensor query, Tensor key, Tensor indices, bool normalize,"
     " bool need_query, bool need_key) -> (Tensor, Tensor)",
     _compute_gradients,

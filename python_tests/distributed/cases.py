@@ -191,6 +191,12 @@ CASES = {
     ),
     "info_nce, smoothing": Case(lambda x, **o: _info_nce(x, label_smoothing=0.1, **o)),
     "info_nce, hardest": Case(lambda x, **o: _info_nce(x, hardest=2, **o)),
+    "info_nce, more than there are hardest": Case(
+        lambda x, **o: _info_nce(x, hardest=10**6, where=_labels(x), **o), MEAN
+    ),
+    "info_nce, mask of positives": Case(
+        lambda x, **o: _info_nce(x, target=_mask_of_others(x), **o), MEAN
+    ),
     "info_nce, target": Case(lambda x, **o: _info_nce(x, target=_other_row(x), **o)),
     "info_nce, lists": Case(lambda x, **o: _info_nce(x, target=_lists(x), **o)),
     "info_nce, pairs of lists": Case(
@@ -230,6 +236,13 @@ CASES = {
     ),
     "supcon, images are classes": Case(
         lambda x, **o: cl.supcon(_beside(x.first, x.second), temperature=1 / x.scale, **o),
+        rows="beside",
+    ),
+    "supcon, images and keys": Case(
+        lambda x, **o: cl.supcon(
+            _beside(x.first, x.second), None, x.queue, torch.arange(QUEUE),
+            temperature=1 / x.scale, in_batch=True, **o,
+        ),
         rows="beside",
     ),
     "supcon, lists": Case(
@@ -357,3 +370,9 @@ def _overlapping_lists(x):
         for first, count in x.places
         for row in range(count)
     ]
+
+
+def _mask_of_others(x):
+    """Of each row all of its rank of the same label, and the row itself."""
+    ranks = torch.arange(len(x.sizes)).repeat_interleave(torch.tensor(x.sizes))
+    return (x.labels[:, None] == x.labels) & (ranks[:, None] == ranks)

@@ -77,6 +77,15 @@ def several_backward_passes(r, gather):
     r.assert_gradient(mine.first, whole.first, 3.0)
 
 
+def a_second_backward_is_refused(r, gather):
+    """Through the gradients: none of these is what it is on one process."""
+    for name in ("clip", "vicreg", "barlow_twins", "cosent", "supcon", "proxy_anchor"):
+        mine = r.data.of(r.rank)
+        loss = CASES[name].call(mine, gather=gather)
+        with pytest.raises(RuntimeError, match="double backward"):
+            torch.autograd.grad(loss, mine.first, create_graph=True)
+
+
 def another_thread(r, gather):
     """Forward in one, backward in another."""
     whole, mine, found = r.data.with_leaves(), r.data.of(r.rank), []
@@ -193,6 +202,7 @@ def copied_with_its_group(r, gather):
 
 CONTEXTS = (
     the_same_tensor_twice, the_same_tensor_twice_on_one_rank, several_backward_passes,
+    a_second_backward_is_refused,
     another_thread, no_gradient, checkpointed, factors_that_differ, changed_before_backward,
     under_autocast, other_backends, modules, copied_with_its_group,
 )  # fmt: skip

@@ -91,6 +91,20 @@ def own_mistakes(rank, x, gather):
     yield lambda: cl.cosent(x.first, x.second, x.numbers * (torch.nan if odd else 1), **options)
     yield lambda: cl.distill(x.first, few, x.first.detach(), x.second, **options)
     yield lambda: cl.vicreg(x.first, few, **options)
+    wrong, queue_ids = [[99 if odd else 0]] * N, torch.arange(9 - odd)
+    where = PairFilter(x.labels, queue_ids, "different")
+    for reduction in ("mean", "sum", "none"):  # none of these sees other ranks' rows
+        given = options | {"reduction": reduction}
+        yield lambda o=given: cl.supcon(x.first, ids, x.queue, torch.arange(9), **o)
+        alone = given | {"in_batch_negatives": False}
+        yield lambda o=alone: cl.info_nce(x.first, x.second, x.queue, target=wrong, **o)
+        yield lambda o=given: cl.info_nce(
+            x.first, x.second, x.queue, in_batch_negatives=True, negative_where=where, **o
+        )
+    sparse = x.queue.to_sparse() if odd else x.queue
+    yield lambda: cl.info_nce(x.first, x.second, sparse, **options)
+    flag = torch.tensor([True, False]) if odd else True
+    yield lambda: cl.info_nce(x.first, x.second, x.queue, in_batch_negatives=flag, **options)
     yield lambda: cl.gist(x.first, x.second, x.first, x.second, guide_scores=short, **options)
     if gather == "all":
         other_queue = PairFilter(x.labels, torch.arange(9) + rank, "different")

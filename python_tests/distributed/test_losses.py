@@ -102,6 +102,27 @@ def test_every_loss(ranks):
         assert not found, "\n".join(found)
 
 
+def single_rows(rank, sizes):
+    """Of one row each, whose strides may be anything."""
+    data = Data.random(sizes)
+    columns = {
+        name: torch.stack([getattr(data, name)] * 3, 1)[:, 0] for name in ("labels", "numbers")
+    }
+    names = "supcon", "clip, where and weights", "cosent", "siglip, ids", "decoupled, each view"
+    found = []
+    for gather in ("all", "ring"):
+        for name in names:
+            given = data._replace(**columns)
+            found += differences(name, CASES[name], given, rank, len(sizes), gather)
+    return found
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [6, 1]], ids=str)
+def test_ranks_of_one_row(sizes):
+    for found in run(single_rows, 2, sizes):
+        assert not found, "\n".join(found)
+
+
 class Model(nn.Module):
     """Two towers and a learned scale."""
 
