@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.memory import can_measure
-from benchmarks.search.cases import FILTERED, GOALS, cases
+from benchmarks.search.cases import GOALS, OVER_PLAIN, cases, of_size
 from benchmarks.search.contestants import RIVALS, contestant, missing
 from benchmarks.search.memory import measure_fresh
 from benchmarks.timing import measure_pairs
@@ -31,8 +31,9 @@ def test_search(benchmark, search_case, who):
     measure_pairs(benchmark, contestant(case, who), contestant(case, "product"), least)
 
 
-def test_filters(benchmark, request):
-    case = FILTERED if not request.config.getoption("quick") else cases(True)[-1]
+@pytest.mark.parametrize("plain", OVER_PLAIN, ids=str)
+def test_over_a_plain_search(benchmark, request, plain):
+    case = of_size(plain, request.config.getoption("quick"))
     benchmark.extra_info.update(search=list(case), who="ours", rival="unfiltered")
     measure_pairs(benchmark, contestant(case, "ours"), contestant(case, "ours, unfiltered"))
 

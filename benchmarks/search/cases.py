@@ -13,6 +13,8 @@ from cl_kernels import CSR, PairFilter
 
 MEMORY_LIMIT = 40 * MEGABYTE  # beyond the inputs and the results
 FILTERED_LIMIT = 1.10  # a filtered search over the same search without filters
+RANGE_LIMIT = 1.3  # a range search over one for 10 keys
+RANGE_ABOVE = 0.25  # some five standard deviations of a cosine
 EXCLUSIONS = 64  # a query
 
 
@@ -20,7 +22,8 @@ class SearchCase(NamedTuple):
     """``queries`` x ``keys`` unit vectors, from which each query's best ``k`` are wanted.
 
     kind: ``"random"``; ``"ascending"``, where every query likes each key more than those before
-    it; ``"filtered"``, random with a ceiling, 64 exclusions a query and labels.
+    it; ``"filtered"``, random with a ceiling, 64 exclusions a query and labels; ``"range"``,
+    random, and wanted are all keys above a score instead, which few reach.
     """
 
     k: int
@@ -40,12 +43,16 @@ GOALS = {
     SearchCase(1000): 1.5,
     SearchCase(100, "ascending"): 1.5,
 }
-FILTERED = SearchCase(100, "filtered")
+FILTERED, RANGE = SearchCase(100, "filtered"), SearchCase(10, "range")
+OVER_PLAIN = {FILTERED: FILTERED_LIMIT, RANGE: RANGE_LIMIT}
 
 
 def cases(quick: bool) -> list[SearchCase]:
-    every = [*GOALS, FILTERED]
-    return [case._replace(queries=512, keys=20_000) for case in every] if quick else every
+    return [of_size(case, quick) for case in (*GOALS, FILTERED)]
+
+
+def of_size(case: SearchCase, quick: bool) -> SearchCase:
+    return case._replace(queries=512, keys=20_000) if quick else case
 
 
 def embeddings(case: SearchCase) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import available_bytes
-from benchmarks.search.cases import SearchCase, embeddings, filters
-from cl_kernels import topk
+from benchmarks.search.cases import RANGE_ABOVE, SearchCase, embeddings, filters
+from cl_kernels import range_search, topk
 
 RIVALS = ("torch, whole", "torch, in chunks", "faiss IndexFlatIP", "semantic_search")
 NEEDS = {"faiss IndexFlatIP": "faiss", "semantic_search": "sentence_transformers"}
@@ -32,6 +32,8 @@ def missing(who: str, case: SearchCase) -> str | None:
 def contestant(case: SearchCase, who: str) -> Callable[[], Any]:
     query, key = embeddings(case)
     if who in ("ours", "ours, unfiltered"):
+        if case.kind == "range" and who == "ours":
+            return lambda: range_search(query, key, above=RANGE_ABOVE)
         options = filters(case) if who == "ours" else {}
         return lambda: topk(query, key, case.k, **options)
     if who == "product":
