@@ -14,7 +14,7 @@ from cl_kernels._numbers import check_flag
 from cl_kernels.checks import as_scalar
 from cl_kernels.losses.all_triplets import AllTriplets, all_triplets
 from cl_kernels.losses.batch import the_batch
-from cl_kernels.losses.common import Reduction, check_choice, check_reduction
+from cl_kernels.losses.common import Reduction, check_choice, check_reduction, in_full
 from cl_kernels.losses.labels import labels_of, other_label, same_label
 from cl_kernels.losses.module import LossModule
 from cl_kernels.losses.one_step import Embeddings, Pull, one_step
@@ -23,6 +23,8 @@ from cl_kernels.losses.triplets_in_a_ring import triplets_in_a_ring
 from cl_kernels.ranks.group import Group
 from cl_kernels.reading import readable
 from cl_kernels.statistics.rows import float_rows
+
+_FEW = 1 << 14  # similarities that may be held
 
 
 def triplet(
@@ -97,7 +99,8 @@ def triplet(
         return _of_all((x,), (margin,), given, normalize, reduction)
     rows = float_rows(x, normalize=normalize)
     settings = {"normalize": normalize, "backend": backend}
-    positive, negative = mined_triplets(x.detach(), labels, mining, distance, settings)
+    given = x.detach(), rows.detach(), labels
+    positive, negative = mined_triplets(*given, mining, distance, settings)
     found = _of_mined(rows, positive, negative, margin, soft, distance)
     if reduction != "mean":
         return found.losses if reduction == "none" else found.losses.sum()
@@ -130,9 +133,14 @@ def comparable(rows: Tensor, distance: str) -> tuple[Tensor, Tensor]:
 
 
 def mined_triplets(
-    x: Tensor, labels: Tensor, mining: str, distance: str, settings: dict[str, Any]
+    x: Tensor, rows: Tensor, labels: Tensor, mining: str, distance: str, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Each anchor's positive and negative, [B]; -1 for none."""
+    """Each anchor's positive and negative, [B]; -1 for none. ``rows`` are those of x of which
+    distances are taken."""
+    B = x.shape[0]
+    plain = requested(settings.get("backend")) is None and not the_batch().parted
+    if plain and isinstance(B, int) and 0 < B * B <= _FEW:
+        return _of_a_matrix(rows, labels, mining, distance)
     query = key = x
     if distance != "cosine" and not settings["normalize"]:
         query, key = comparable(float_rows(x, normalize=False), distance)
@@ -143,6 +151,18 @@ def mined_triplets(
         below = positive.values[:, 0].masked_fill(positive.indices[:, 0] < 0, -torch.inf)
     negative = batch.topk(query, key, 1, where=other_label(labels), below=below, **settings)
     return positive.indices[:, 0], negative.indices[:, 0]
+
+
+def _of_a_matrix(rows: Tensor, labels: Tensor, mining: str, distance: str) -> tuple[Tensor, Tensor]:
+    """Of a small batch, which two searches would take longer to ask for."""
+    query, key = comparable(rows, distance)
+    scores, same = in_full(query, key.T), labels[:, None] == labels
+    positives = same.clone().fill_diagonal_(False)
+    near, positive = scores.masked_fill(~positives, torch.inf).min(1)
+    if mining == "semi_hard":
+        same = same | (scores >= near[:, None])
+    far, negative = scores.masked_fill(same, -torch.inf).max(1)
+    return positive.masked_fill(near == torch.inf, -1), negative.masked_fill(far == -torch.inf, -1)
 
 
 def _of_mined(

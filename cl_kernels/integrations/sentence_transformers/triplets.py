@@ -46,9 +46,8 @@ class _Triplets:
         the distance of no positive, and the farthest row stands for no negative."""
         rows, labels, distance = self._rows(embeddings, labels)
         settings = {"normalize": False}
-        at_positive, at_negative = mined_triplets(
-            rows.detach(), labels, "batch_hard", distance, settings
-        )
+        given = rows.detach(), rows.detach(), labels
+        at_positive, at_negative = mined_triplets(*given, "batch_hard", distance, settings)
         near, far = (
             distance_of(rows, rows.index_select(0, at.clamp_min(0)), distance)
             for at in (at_positive, at_negative)
