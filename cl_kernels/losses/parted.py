@@ -71,7 +71,8 @@ class PartedBatch(Batch):
     def topk(self, query: Tensor, key: Tensor, k: int, **options: Any) -> TopK:
         where = options.pop("where", ())
         filters = check_filters(where, (len(query), len(key)), key.device)
-        largest, found = options.get("largest", True), []
+        largest = options.get("largest", True)
+        best: list[TopK] = []
         counts = self._counts("the nearest", len(key))
 
         def visit(visitors: Visitors) -> list[Tensor]:
@@ -79,16 +80,12 @@ class PartedBatch(Batch):
             where = [PairFilter(f.query_ids, i, f.keep) for f, i in zip(filters, ids, strict=True)]
             some = topk(query, rows, k, where=where, **options)
             at = positions(visitors.owner, some.indices)
-            found.append((some.values, torch.where(some.indices < 0, -1, at)))
+            best.append(TopK(some.values, torch.where(some.indices < 0, -1, at)))
+            best[:] = [_merged(best, k, largest)]
             return []
 
         go_round(self.ranks, [key, *(f.key_ids for f in filters)], counts, visit)
-        # Of equal ones those of the first ranks, as in one process.
-        size, rank = self.ranks.size, self.ranks.rank
-        found = [found[(rank - owner) % size] for owner in range(size)]
-        values, indices = (torch.cat(x, 1) for x in zip(*found, strict=True))
-        order = torch.sort(values, dim=1, descending=largest, stable=True).indices[:, :k]
-        return TopK(values.gather(1, order), indices.gather(1, order))
+        return best[0]
 
     def rows_at(self, rows: Tensor, positions: Tensor) -> Tensor:
         return _RowsAt.apply(rows, positions, self)  # type: ignore[return-value]
@@ -194,6 +191,15 @@ class _Similarities(torch.autograd.Function):
 
         (of_key,) = ctx.batch.visited(key, visit)
         return of_query, of_key, None, None
+
+
+def _merged(parts: list[TopK], k: int, largest: bool) -> TopK:
+    """Of equal ones the first positions, as in one process."""
+    values, indices = (torch.cat(x, 1) for x in zip(*parts, strict=True))
+    indices, order = indices.sort(1)
+    ordered = values.gather(1, order)
+    values, best = ordered.sort(dim=1, descending=largest, stable=True)
+    return TopK(values[:, :k], indices.gather(1, best[:, :k]))
 
 
 def _among(visitors: Visitors, positions: Tensor) -> tuple[Tensor, Tensor]:
