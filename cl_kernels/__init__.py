@@ -197,7 +197,12 @@ __all__ = [
     "weighted_decoupled",
 ]
 
-_MODULES = ("distributed", "evaluation", "memory")  # imported when they are first asked for
+_MODULES = (
+    "distributed",
+    "evaluation",
+    "integrations",
+    "memory",
+)  # imported when they are first asked for
 
 
 def __getattr__(name: str) -> _Any:

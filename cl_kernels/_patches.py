@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-undo: dict[str, list[tuple[Any, str, Any]]] = {}  # by library: where what stood before
+undo: dict[str, list[tuple[Any, Any]]] = {}  # by library: what stands there now for what
 
 
 def patched() -> tuple[str, ...]:

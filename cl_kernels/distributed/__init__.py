@@ -25,7 +25,8 @@ process with the whole batch would have, scale 1::
 
 What belongs to rows (labels, ids of filters, weights, masks, a query's own negatives) each rank
 passes for its own rows; ``target`` counts this rank's rows; ``negative_keys`` [K, D], reference
-sets, classes and scales are the same on every rank. With ``reduction="none"`` a rank gets the
+sets, classes and scales are the same on every rank (but for ``info_nce`` with a queue alone, where
+each rank may have its own). With ``reduction="none"`` a rank gets the
 losses of its own rows. Half types are widened before gradients are added up.
 
 Parameters of a loss, such as a temperature, must be in a DistributedDataParallel as well: their
@@ -33,14 +34,19 @@ gradients have to be averaged. In FSDP the mean is taken likewise. Without eithe
 gradients over the ranks before the step.
 
 Ranks must make the same calls. Before anything large is exchanged they compare what they are
-called with; if they differ, or if one finds its arguments wrong, every rank raises ``ValueError``
-(naming the argument) and the group can be used further. A rank that died, or that is later than
-the group's timeout, is a ``RuntimeError`` on the others. torch.compile leaves these calls to
-Python. With NCCL a call reads a few numbers from the GPU: the numbers of rows.
+called with; if they differ, every rank raises ``ValueError`` (naming the argument); if one finds
+its own arguments wrong it says which, and the others that it did. The group can be used further. A
+rank that died, or that is later than the group's timeout, is a ``RuntimeError`` on the others.
+torch.compile leaves these calls to Python. With NCCL a call reads a few numbers from the GPU: the
+numbers of rows.
 
-**Searches and metrics.** ``topk``, ``mine_hard_negatives``, ``retrieval_metrics``,
-``mean_average_precision``, ``knn_classify`` and ``knn_accuracy`` take ``group=``: each rank passes
-its shard of the keys, and the results have the bits of one process that holds them all.
+**Searches and metrics.** ``topk``, ``range_search``, ``mine_hard_negatives``,
+``retrieval_metrics``, ``mean_average_precision``, ``knn_classify`` and ``knn_accuracy`` take
+``group=``: each rank passes its shard of the keys, and the results have the bits of one process
+that holds them all. (``best_pairs`` and ``duplicate_groups`` do not.)
+
+A loss without ``gather=`` is that of this process's rows. The first one that is called in several
+processes warns of that; ``warnings.filterwarnings`` silences it where it is meant.
 
 Alone, without an initialised group, all of these are the plain calls.
 """

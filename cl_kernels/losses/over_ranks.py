@@ -127,8 +127,8 @@ def _in_a_ring(loss, sharding: Sharding, given: dict[str, Any], ranks: Ranks) ->
             found = loss(**given)
     except (Disagreement, OthersGone):
         raise
-    except Exception as error:  # while others wait for its rows, or for its part of the total
-        tell_those_in_a_ring(ranks, error, device)
+    except Exception:  # while others wait for its rows, or for its part of the total
+        tell_those_in_a_ring(ranks, device)
         raise
     counts_of_all(ranks, "a loss", 0, device)
     if given.get("reduction") == "none":

@@ -16,6 +16,7 @@ from cl_kernels.reading import readable
 
 Made = TypeVar("Made")
 
+FAILED = -1  # in the place of rows: this rank has an error of its own
 _LOOKED_AT = 1 << 20
 _MOST = 1024  # entries of a call: its arguments, and the tensors in them
 
@@ -74,7 +75,10 @@ def _checksum(x: Tensor) -> int:
 
 
 def agree(
-    ranks: Ranks, name: str, entries: Sequence[Entry], device: torch.device
+    ranks: Ranks,
+    name: str,
+    entries: Sequence[Entry],
+    device: torch.device,
 ) -> list[list[int]]:
     """The rows of each entry on each rank.
 
@@ -96,6 +100,10 @@ def agree(
     own = torch.zeros(_MOST, 2, dtype=torch.int64)
     own[: len(said)] = torch.tensor(said)
     of_all = ranks.all(own.to(device)).tolist()
+    failed = [rank for rank, said in enumerate(of_all) if any(rows == FAILED for _, rows in said)]
+    if failed:
+        shown = ", ".join(map(str, failed))
+        raise Disagreement(f"{name}: an error on rank {shown}, whose own message says which")
     for place, entry in enumerate(entries):
         sums = [of_rank[place][0] for of_rank in of_all]
         if len(set(sums)) > 1:
@@ -123,7 +131,7 @@ def together(ranks: Ranks, name: str, make: Callable[[], Made], device: torch.de
 def tell(ranks: Ranks, name: str, wrong: Exception | None, device: torch.device) -> None:
     """Raises this rank's error, and another where a rank has one."""
     try:
-        agree(ranks, name, [Entry(name, "a call" if wrong is None else "an error")], device)
+        agree(ranks, name, [Entry(name, "a call", 0 if wrong is None else FAILED)], device)
     except Disagreement as error:
         raise (wrong or error) from None
     if wrong is not None:

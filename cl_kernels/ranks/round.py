@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cl_kernels.ranks.agreement import Disagreement, Entry, agree
+from cl_kernels.ranks.agreement import FAILED, Disagreement, Entry, agree
 from cl_kernels.ranks.group import Ranks
 
-_NAME = "ring"
+_NAME = "gather"
 _RANK_SHIFT = 40  # a rank's rows are fewer than 2^40
 
 Tensors = Sequence[Tensor]
@@ -51,10 +51,10 @@ def counts_of_all(ranks: Ranks, what: str, rows: int, device: torch.device) -> l
     return counts
 
 
-def tell_those_in_a_ring(ranks: Ranks, error: Exception, device: torch.device) -> None:
-    """That this rank's keys will not come: they raise as well."""
+def tell_those_in_a_ring(ranks: Ranks, device: torch.device) -> None:
+    """That this rank has an error, and its rows will not come: they raise as well."""
     with suppress(Disagreement):
-        agree(ranks, _NAME, [Entry("keys", f"an error: {error}")], device)
+        agree(ranks, _NAME, [Entry("keys", "an error", FAILED)], device)
 
 
 def go_round(

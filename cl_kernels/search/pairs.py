@@ -68,6 +68,8 @@ def best_pairs(
     check_embeddings("query", queries)
     k, queries = check_count("k", k), queries.detach()
     keys = queries if key is None else as_tensor(key)
+    if not hasattr(keys, "shape"):
+        raise TypeError(f"key: expected embeddings [N, D], got {type(key).__name__}")
     options = {"normalize": normalize, "where": where, "backend": backend}
     some = _of_each(queries, keys, k, key is None, options)
     if len(some.values) < k:  # they are all
@@ -75,7 +77,9 @@ def best_pairs(
     least = some.values.topk(k).values[-1]
     found = range_search(queries, key, above=least, max_pairs=1 << 62, **options)
     better = BestPairs(found.scores, found.keys.rows(), found.keys.keys)
-    last = BestPairs(*(x[some.values == least] for x in some))
+    pair, known = (x.queries * len(keys) + x.keys for x in (some, better))
+    left = (some.values == least) & ~torch.isin(pair, known)
+    last = BestPairs(*(x[left] for x in some))
     return _best(BestPairs(*map(torch.cat, zip(better, last, strict=True))), k)
 
 

@@ -12,9 +12,10 @@ from cl_kernels._numbers import check_flag
 from cl_kernels._precision import accumulator
 from cl_kernels.checks import Bound, as_bound, check_count, check_embeddings, check_filters
 from cl_kernels.csr import CSR, Lists, left_out
-from cl_kernels.pairs import PairFilter, Where
+from cl_kernels.pairs import MAX_FILTERS, PairFilter, Where
 from cl_kernels.ranks.agreement import together
 from cl_kernels.ranks.group import Group, Ranks
+from cl_kernels.statistics.functions import row_hinge_sum
 
 from .topk import as_tensor, topk
 
@@ -55,9 +56,10 @@ def range_search(
 ) -> InRange:
     """The keys whose similarity to a query is above a threshold: exact, never M x N.
 
-    Scores, and with them the pairs, are those of ``topk``, bit for bit: few keys of each query are
-    searched, then more of those queries that found so many. Where few pairs pass it takes the time
-    of one search; a query that nearly all keys pass takes that of sorting them.
+    Scores, and with them the pairs, are those of ``topk``, bit for bit (but of the ``reference``
+    backend, whose last bits depend on the batch): few keys of each query are searched, then more of
+    those queries that found so many. Where few pairs pass it takes the time of one search; a query
+    that nearly all keys pass takes that of sorting them.
 
     Args:
         query: Embeddings, shape [M, D]. float32, float16, bfloat16 or float64.
@@ -68,7 +70,8 @@ def range_search(
         normalize: Score by cosine; else by inner product.
         where: Up to three ``PairFilter``.
         exclude: Keys to leave out for each query, as ``topk`` takes them.
-        max_pairs: The most pairs that are kept. 2^26 take 0.8 GB.
+        max_pairs: The most pairs that are kept. 2^26 take 0.8 GB, and four times that while they
+            are put in order.
         group: Of torch.distributed: ``key`` is this rank's shard of all ranks' keys; see ``topk``.
         backend: Which backend serves the searches.
 
@@ -77,7 +80,7 @@ def range_search(
 
     Raises:
         TypeError, ValueError: The message names the argument, what was expected and what came; of
-            more pairs than ``max_pairs`` it says how many there are.
+            more pairs than ``max_pairs`` it says how many there are, to rounding.
 
     Example::
 
@@ -101,6 +104,10 @@ def range_search(
     else:
         for start, part in call.blocks():
             part.search(kept.of_later_rows(start), settings, None)
+            if kept.full:
+                break
+    if kept.full and ranks is None:  # to search for all of them would take long
+        kept.counted = call.counted(normalize, kept.count)
     return kept.result(call.queries)
 
 
@@ -114,6 +121,7 @@ class _Kept:
 
     def __init__(self, queries: int, most: int):
         self.queries, self.most, self.count, self.start = queries, most, 0, None
+        self.counted: str | None = None  # where not all were searched for
         self.found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def of_later_rows(self, start: int) -> _Kept:
@@ -126,12 +134,20 @@ class _Kept:
             later = keys > rows
             rows, keys, scores = rows[later] + self.start, keys[later] + self.start, scores[later]
         self.count += rows.shape[0]
-        self.found = [] if self.count > self.most else [*self.found, (rows, keys, scores)]
+        self.found = [] if self.full else [*self.found, (rows, keys, scores)]
+
+    @property
+    def full(self) -> bool:
+        return self.count > self.most
+
+    def in_words(self) -> str:
+        return str(self.count) if self.counted is None else self.counted
 
     def result(self, queries: Tensor) -> InRange:
-        if self.count > self.most:
+        if self.full:
             raise ValueError(
-                f"max_pairs: expected at least {self.count}, so many are in range, got {self.most}"
+                f"max_pairs: expected at least {self.in_words()}, so many are in range, got "
+                f"{self.most}; or a higher threshold, above"
             )
         nothing = torch.empty(0, dtype=torch.int64, device=queries.device)
         none = nothing, nothing, queries.new_empty(0, dtype=accumulator(queries))
@@ -169,8 +185,10 @@ class _Call(NamedTuple):
         check_count("max_pairs", max_pairs)
         if shard and keys is None:
             raise ValueError("key: expected this rank's keys with a group, got None")
-        if getattr(keys, "ndim", 2) != 2:
-            raise ValueError(f"key: expected embeddings [N, D], got shape {list(keys.shape)}")
+        if keys is not None and getattr(keys, "ndim", 0) != 2:
+            got = list(keys.shape) if hasattr(keys, "shape") else type(key).__name__
+            raise ValueError(f"key: expected embeddings [N, D], got {got}")
+        keys = keys.detach() if isinstance(keys, Tensor) else keys
         queries = queries.detach()
         if above is None:
             raise TypeError("above: expected a number or a tensor, got None")
@@ -180,7 +198,8 @@ class _Call(NamedTuple):
         filters = check_filters(where, (M, N), queries.device)
         if exclude is not None:  # of the keys of all ranks, which topk counts
             of_all = _MOST_KEYS if shard else N
-            exclude = left_out("exclude", exclude, M, of_all, queries.device)
+            lists = left_out("exclude", exclude, M, of_all, queries.device)
+            exclude = lists.between(0, of_all)  # without padding
         return cls(queries, keys, bounds, filters, exclude)
 
     def blocks(self) -> Iterator[tuple[int, _Call]]:
@@ -213,11 +232,35 @@ class _Call(NamedTuple):
                 of_row = part[:, None].expand_as(filled)[filled]
                 kept.add(of_row, found.indices[filled], found.values[filled])
                 again.append(part[full])
+                if kept.full and ranks is None:
+                    return
             rows = torch.cat(again)
             left = torch.tensor(len(rows), device=device)
             if not int(left if ranks is None else ranks.sum(left)):
                 return
             k = min(k * _GROWTH, N)
+
+    def counted(self, normalize: bool, found: int) -> str:
+        """How many pairs are in range, to rounding, in words."""
+        itself, filters = self.key is None, list(self.filters)
+        keys, below, above = self.queries if itself else self.key, *self._limits()
+        here = isinstance(keys, Tensor) and keys.device == self.queries.device
+        if itself:
+            index = torch.arange(len(keys), device=keys.device)
+            filters.append(PairFilter(index, index, "different"))
+        if not here or self.exclude is not None or len(filters) > MAX_FILTERS:
+            return f"more than {found}"
+        options: Any = {"where": filters, "below": below, "normalize": normalize}
+        with torch.no_grad():  # logits above 0 are scores above the threshold
+            active = row_hinge_sum(self.queries, keys, query_bias=-above, **options).active
+        count = int(active.sum())
+        return f"about {count // 2 if itself else count}"
+
+    def _limits(self) -> tuple[Tensor | None, Tensor]:
+        above = self.bounds["above"]
+        assert above is not None
+        largest = torch.finfo(above.dtype).max
+        return self.bounds["below"], above.clamp(-largest, largest)
 
     def options(self, rows: Tensor) -> dict[str, Any]:
         """Of some of the queries, as ``topk`` takes them."""

@@ -90,6 +90,39 @@ def test_of_reference_rows(name, classes):
 
 
 @pytest.mark.parametrize("name", OF_PAIRS)
+def test_rows_that_meet_themselves(name):
+    """The library tells it by the labels' identity."""
+    y = labels()
+    again = y.clone()
+    for given in (y, again):
+        for others in (lambda x: x, lambda x: 2 * x.detach()):
+            assert_alike(
+                name,
+                lambda loss, x, o=others, g=given: loss(x, y, ref_emb=o(x), ref_labels=g),
+                rows(),
+            )
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_labels_that_are_floats(name, step):
+    y = labels() * step
+    assert_alike(name, lambda loss, x: loss(x, y), rows())
+
+
+@pytest.mark.parametrize("name", OF_PAIRS[:3])
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_hardly_a_pair(name, count):
+    for y in (torch.zeros(count).long(), torch.arange(count)):
+        if count:
+            assert_alike(name, lambda loss, x, y=y: loss(x, y) + 0 * x.sum(), rows(count))
+    mine, their = (getattr(of, name)(reducer=reducers.DoNothingReducer()) for of in (ours, theirs))
+    x, y = rows(5), torch.arange(5) // 2
+    got, expected = (loss(x, y)["loss"]["losses"] for loss in (mine, their))
+    assert got.shape == expected.shape
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_without_a_matrix(streamed, name):
     y = labels()
     loss = getattr(ours, name)()
@@ -162,6 +195,14 @@ def test_of_classes(name):
         assert_alike(name, lambda loss, x: loss(x, y), x, **settings, **more)
     found = miners.MultiSimilarityMiner()(x, y)
     assert_alike(name, lambda loss, x: loss(x, y, found), x, **settings)
+    if name == "NormalizedSoftmaxLoss":
+        unlike = [distances.DotProductSimilarity(normalize_embeddings=False)]
+    else:
+        unlike = []
+    if name == "ArcFaceLoss":
+        assert_alike(name, lambda loss, x: loss(x, y), x, **settings, margin=170)
+    for distance in (*unlike, distances.CosineSimilarity(power=2), distances.CosineSimilarity(p=1)):
+        assert_alike(name, lambda loss, x: loss(3 * x, y), x, **settings, distance=distance)
 
 
 def test_angles_are_noted():

@@ -1,6 +1,7 @@
 """Our classes in the place of sentence-transformers': values, gradients, results, refusals."""
 
 import random
+import subprocess
 import sys
 import warnings
 
@@ -105,6 +106,11 @@ def test_triplets(name, classes, metric):
     labels = torch.randint(classes, (40,))
     settings = {} if "Soft" in name else {"margin": 0.3}
     assert_alike(name, [rows(40)], labels, distance_metric=metric, **settings)
+
+
+@pytest.mark.parametrize("name", ["BatchAllTripletLoss", "BatchSemiHardTripletLoss"])
+def test_labels_that_are_fractions(name):
+    assert_alike(name, [rows(20)], torch.randint(6, (20,)) / 2, margin=0.3)
 
 
 @pytest.mark.parametrize("columns", [2, 4])
@@ -293,6 +299,36 @@ def test_patch_and_unpatch():
     assert util.semantic_search is search and integrations.patched() == ()
 
 
+def test_nothing_is_left_of_a_patch():
+    """Also in modules that were imported while it held."""
+    code = (
+        "import sys, pkgutil, importlib, cl_kernels.integrations as i\n"
+        "i.patch()\n"
+        "import sentence_transformers.sentence_transformer.evaluation\n"
+        "import pytorch_metric_learning.trainers, pytorch_metric_learning.utils.distributed\n"
+        "i.unpatch()\n"
+        "left = [f'{n}.{a}' for n, m in list(sys.modules.items())\n"
+        "        if n.startswith(('sentence_transformers', 'pytorch_metric_learning'))\n"
+        "        for a, x in list(vars(m).items())\n"
+        "        if getattr(x, '__module__', '').startswith('cl_kernels')]\n"
+        "assert not left and not i.patched(), left\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_hardly_anything_to_search():
+    x = rows(3, dtype=torch.float32)
+    for of in (ours, util):
+        assert of.semantic_search(x, x, top_k=0) == [[], [], []]
+        assert of.paraphrase_mining_embeddings(x, top_k=0) == []
+        assert of.community_detection(torch.empty(0, 4), min_community_size=1) == []
+    below = torch.tensor([[1.0, 0.0], [0.79999998, 0.6]], dtype=torch.float64)
+    found = [
+        of.community_detection(below, threshold=0.8, min_community_size=2) for of in (ours, util)
+    ]
+    assert found[0] == found[1]
+
+
 def test_what_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"similarity_fct: expected one of .* got euclidean_sim"):
         ours.MultipleNegativesRankingLoss(Embedded(), similarity_fct=util.euclidean_sim)
@@ -308,7 +344,7 @@ def test_what_is_refused(monkeypatch):
         ours.BatchAllTripletLoss(Embedded()).compute_loss_from_embeddings([rows(4)], torch.ones(3))
     with pytest.raises(ValueError, match="sentence_features: expected an anchor, a positive"):
         ours.MultipleNegativesRankingLoss(Embedded()).compute_loss_from_embeddings([rows(4)])
-    with pytest.raises(ValueError, match=r"libraries: expected of .*, got"):
+    with pytest.raises(ValueError, match=r"libraries: expected names among .*, got"):
         integrations.patch("sentence_transformer")
     monkeypatch.setattr(versions, "version", lambda package: "7.1.0")
     with pytest.raises(ImportError, match=r"expected a version >=6.2,<7.0, .* got 7.1.0"):

@@ -80,6 +80,11 @@ def test_everything_beside_the_threshold(backend):
     options = {"below": below, "where": ids, "exclude": exclude, "backend": backend}
     found = range_search(query, key, above=above, **options)
     assert_in_range(found, matrix(query, key, **options), above)
+    padded = torch.tensor([[row, -1, 3 * row] for row in range(60)])
+    assert_in_range(
+        range_search(query, key, above=above, exclude=padded, backend=backend),
+        matrix(query, key, exclude=padded, backend=backend), above, backend != "reference",
+    )  # fmt: skip
     rows = range_search(query, above=0.2, exclude=[[(row + 1) % 60] for row in range(60)])
     assert not (rows.keys.keys == rows.keys.rows() + 1).any() and len(rows.scores)
 
@@ -97,8 +102,15 @@ def test_more_pairs_than_wanted_are_counted():
     x = alike(300, 12)
     count = int((matrix(x, x) > 0.1).sum())
     assert len(range_search(x, x, above=0.1, max_pairs=count).scores) == count
-    with pytest.raises(ValueError, match=f"max_pairs: expected at least {count}, so many are in"):
+    with pytest.raises(ValueError, match=f"max_pairs: expected at least about {count}, so many"):
         range_search(x, x, above=0.1, max_pairs=count - 1)
+    once = (count - 300) // 2
+    with pytest.raises(ValueError, match=f"max_pairs: expected at least about {once}, so many"):
+        range_search(x, above=0.1, max_pairs=7)
+    with pytest.raises(ValueError, match="max_pairs: expected at least about 44850, so many"):
+        range_search(x, above=-torch.inf, max_pairs=7)
+    with pytest.raises(ValueError, match=r"expected at least more than \d+, so many are in range"):
+        range_search(x, x, above=0.1, max_pairs=7, exclude=torch.arange(300))
 
 
 def test_rows_of_host_arrays_and_with_nan(tmp_path):
@@ -174,6 +186,8 @@ def test_the_best_pairs_of_equal_ones():
     (lambda x: duplicate_groups(x[0], 0.5), "x"),
     (lambda x: duplicate_groups(x, 0.5, where=(PairFilter(*[torch.arange(9)] * 2, "same"),) * 3),
      "where: expected at most 2 filters, got 3"),
+    (lambda x: best_pairs(x, 9), r"key: expected embeddings \[N, D\], got int"),
+    (lambda x: range_search(x, 9, above=0.5), r"key: expected embeddings \[N, D\], got int"),
     (lambda x: best_pairs(x, k=0), "k"),
     (lambda x: best_pairs(x, k=2.5), "k"),
     (lambda x: best_pairs(x, x[:, :2]), "key: expected the width of query, 4, got 2"),

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from pytorch_metric_learning import distances
 from pytorch_metric_learning import losses as theirs
 from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
 from torch import Tensor
 
 from cl_kernels.losses import arcface, cosface, normalized_softmax
 
+from .compared import streams
+
 
 class _OfClasses:
     """Of a loss of the library whose parameter ``W`` is [D, classes]."""
 
     def compute_loss(self: Any, embeddings, labels, indices_tuple, ref_emb, ref_labels):
-        if type(self.distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity):
+        if not (streams(self) and self.distance.normalize_embeddings and self._serves()):
             given = embeddings, labels, indices_tuple, ref_emb, ref_labels
             return super().compute_loss(*given)  # type: ignore[misc]
         common_functions.labels_required(labels)
         common_functions.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         self.cast_types(embeddings.dtype, embeddings.device)
-        losses = self._of(embeddings, labels.long(), self.W.t())
+        losses = self._of(embeddings, labels, self.W.t())
         if indices_tuple is not None:
             weights = loss_and_miner_utils.convert_to_weights(
                 indices_tuple, labels, dtype=losses.dtype
@@ -35,6 +37,9 @@ class _OfClasses:
         self.add_weight_regularization_to_loss_dict(found, self.W.t())
         return found
 
+    def _serves(self) -> bool:
+        return True
+
     def _note_angles(self: Any, embeddings: Tensor, labels: Tensor, weight: Tensor) -> None:
         """What the library records of the angles to the rows' classes."""
         if self.collect_stats:
@@ -44,8 +49,11 @@ class _OfClasses:
 
 
 class ArcFaceLoss(_OfClasses, theirs.ArcFaceLoss):
-    """``pytorch_metric_learning.losses.ArcFaceLoss``: its arguments (the margin in degrees) and
-    call; no row of logits is held."""
+    """``pytorch_metric_learning.losses.ArcFaceLoss``: its arguments (the margin in degrees, from 0
+    to 90; others are left to the library) and call; no row of logits is held."""
+
+    def _serves(self) -> bool:
+        return 0 <= self.margin <= math.pi / 2
 
     def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         self._note_angles(embeddings, labels, weight)

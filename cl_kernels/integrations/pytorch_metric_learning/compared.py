@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning import distances
 from torch import Tensor
 
-from cl_kernels.pairs import PairFilter
+from cl_kernels.pairs import PairFilter, count_same
 from cl_kernels.statistics.functions import row_logsumexp
 from cl_kernels.statistics.rows import float_rows
 
@@ -34,15 +34,13 @@ class Compared(NamedTuple):
         """``places``: where among the keys the rows are, [M]; -1: nowhere."""
         normalize = distance.normalize_embeddings
         rows = float_rows(embeddings, normalize=normalize)
-        itself = ()
-        if keys is embeddings:
-            places, others = torch.arange(len(rows), device=rows.device), rows
-        else:
-            others = float_rows(keys, normalize=normalize)
-        if places is not None:
-            index = torch.arange(len(others), device=rows.device)
-            itself = (PairFilter(places, index, "different"),)
-        return cls(rows, labels.long(), others, key_labels.long(), itself)
+        others = rows if keys is embeddings else float_rows(keys, normalize=normalize)
+        index = torch.arange(len(others), device=rows.device)
+        if key_labels is labels:  # as the library tells whether rows are compared with themselves
+            places = index
+        itself = () if places is None else (PairFilter(places, index, "different"),)
+        labels, key_labels = whole_labels(labels, key_labels)
+        return cls(rows, labels, others, key_labels, itself)
 
     def logsumexp(self, scale: float, keep: Any) -> Tensor:
         """Over the keys of the same label or of different ones, [M]."""
@@ -63,15 +61,35 @@ class Compared(NamedTuple):
             rows, keys = rows[other], keys[other]
         return rows, keys
 
-    def has_negatives(self) -> bool:
-        labels, others = self.labels, self.key_labels
-        if not (len(labels) and len(others)):
-            return False
-        return bool((others != labels[0]).any() or (labels != labels[0]).any())
+    def pairs(self) -> tuple[int, int]:
+        """How many positive and negative ones there are."""
+        same = int(count_same(self.labels, self.key_labels).sum())
+        own = sum(int((places.query_ids >= 0).sum()) for places in self.itself)
+        return same - own, len(self.labels) * len(self.key_labels) - same
 
 
-def streams(loss: Any, indices_tuple: Any) -> bool:
-    """Whether a loss of pairs is made of tiles: of inner products, and of all pairs."""
+def whole_labels(*labels: Tensor) -> tuple[Tensor, ...]:
+    """int64 labels that are the same where these are; fractions get a number each."""
+    if not any(x.is_floating_point() for x in labels):
+        return tuple(x.long() for x in labels)
+    number = torch.cat([x.double() for x in labels]).unique(return_inverse=True)[1]
+    return tuple(number.split([len(x) for x in labels]))
+
+
+def streams(loss: Any, indices_tuple: Any = None) -> bool:
+    """Whether a loss of pairs is made of tiles, or by the library with a matrix.
+
+    Args:
+        loss: ``NTXentLoss``, ``SupConLoss`` or ``MultiSimilarityLoss`` of this module.
+        indices_tuple: What a miner found, as the loss is given it.
+
+    Returns:
+        True of cosines and inner products (power 1, p 2, no collected statistics) of all pairs.
+
+    Example::
+
+        assert streams(NTXentLoss()) and not streams(NTXentLoss(distance=LpDistance()))
+    """
     distance = loss.distance
     known = type(distance) in (distances.CosineSimilarity, distances.DotProductSimilarity)
     plain = known and distance.power == 1 and distance.p == 2 and not distance.collect_stats

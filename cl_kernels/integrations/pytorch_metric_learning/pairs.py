@@ -19,6 +19,8 @@ from .compared import Compared, streams
 class _OfPairs:
     """Of a loss of the library that is made of a matrix of distances."""
 
+    needs_both = True  # positive and negative pairs: without either it is zero
+
     def compute_loss(self: Any, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         if labels is None or not streams(self, indices_tuple):
             given = embeddings, labels, indices_tuple, ref_emb, ref_labels
@@ -29,10 +31,10 @@ class _OfPairs:
 
     def of_all_pairs(self: Any, compared: Compared) -> dict[str, Any]:
         """The library's dictionary of losses."""
-        found = self._of(compared)
-        if found is None:
+        counts = compared.pairs()
+        if max(counts) <= 1 or (self.needs_both and 0 in counts):
             return self.zero_losses()
-        losses, indices, kind = found
+        losses, indices, kind = self._of(compared)
         return {"loss": {"losses": losses, "indices": indices, "reduction_type": kind}}
 
 
@@ -46,8 +48,6 @@ class NTXentLoss(_OfPairs, theirs.NTXentLoss):
 
     def _of(self, compared: Compared):
         anchors, positives = compared.positives()
-        if not len(anchors) or not compared.has_negatives():
-            return None
         negatives = compared.logsumexp(1 / self.temperature, "different").index_select(0, anchors)
         rows = compared.rows.index_select(0, anchors)
         similarity = (rows * compared.keys.index_select(0, positives)).sum(1)
@@ -62,7 +62,7 @@ class SupConLoss(_OfPairs, theirs.SupConLoss):
     def _of(self, compared: Compared):
         rows, labels, keys, key_labels, itself = compared
         count = count_same(labels, key_labels)
-        if keys is rows:
+        if keys is rows and itself:
             similarity, count = same_label_similarity(rows, labels), count - 1
             lse = self_logsumexp(rows, 1 / self.temperature, where=itself)
         else:
@@ -73,8 +73,6 @@ class SupConLoss(_OfPairs, theirs.SupConLoss):
                 similarity = similarity - torch.where(there < 0, 0, own)
                 count = count - (there >= 0).long()
             lse = row_logsumexp(rows, keys, 1 / self.temperature, where=itself)
-        if not bool((count > 0).any()) or not compared.has_negatives():
-            return None
         losses = lse - similarity / (self.temperature * count.clamp_min(1))
         return _elements(losses.masked_fill(count == 0, 0))
 
@@ -82,11 +80,14 @@ class SupConLoss(_OfPairs, theirs.SupConLoss):
 class MultiSimilarityLoss(_OfPairs, theirs.MultiSimilarityLoss):
     """``pytorch_metric_learning.losses.MultiSimilarityLoss``, in O(N D) memory."""
 
+    needs_both = False
+
     def _of(self, compared: Compared):
         near = compared.logsumexp(-self.alpha, "same") + self.alpha * self.base
         far = compared.logsumexp(self.beta, "different") - self.beta * self.base
         of_near, of_far = (F.softplus(x, threshold=40) for x in (near, far))
-        return _elements(of_near / self.alpha + of_far / self.beta)
+        losses, *rest = _elements(of_near / self.alpha + of_far / self.beta)
+        return losses[:, None], *rest  # as the library's are
 
 
 REPLACED = [

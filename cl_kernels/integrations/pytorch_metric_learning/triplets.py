@@ -9,6 +9,8 @@ from pytorch_metric_learning import losses as theirs
 
 from cl_kernels.losses import triplet
 
+from .compared import whole_labels
+
 
 class TripletMarginLoss(theirs.TripletMarginLoss):
     """``pytorch_metric_learning.losses.TripletMarginLoss``: all triplets of a batch without a list
@@ -20,12 +22,14 @@ class TripletMarginLoss(theirs.TripletMarginLoss):
         averages: Any = {reducers.AvgNonZeroReducer: "active", reducers.MeanReducer: "all"}
         average, distance = averages.get(type(self.reducer)), _name_of(self.distance)
         listed = indices_tuple is not None or ref_emb is not embeddings
+        listed = listed or ref_labels is not labels
         some = self.swap or self.triplets_per_anchor != "all"
         noted = self.reducer.collect_stats or self.distance.collect_stats
         if labels is None or listed or some or noted or average is None or distance is None:
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         settings: Any = {"distance": distance, "average": average, "soft": self.smooth_loss}
         normalize = self.distance.normalize_embeddings
+        (labels,) = whole_labels(labels)
         loss = triplet(embeddings, labels, margin=self.margin, normalize=normalize, **settings)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 

@@ -60,7 +60,7 @@ class MegaBatchMarginLoss(theirs.MegaBatchMarginLoss):
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False
     ) -> Tensor:
-        columns = [torch.cat(column) for column in reps]
+        columns = [torch.cat(column) for column in reps[:2]]
         margins = {
             "positive_margin": self.positive_margin,
             "negative_margin": self.negative_margin,

@@ -35,6 +35,8 @@ def semantic_search(
     normalize = normalizes(score_function, name="score_function")
     corpus = _rows("corpus_embeddings", corpus_embeddings)
     query = _rows("query_embeddings", query_embeddings).to(corpus.device)
+    if top_k <= 0 or not len(corpus):
+        return [[] for _ in query]
     found = topk(query, corpus, top_k, normalize=normalize)
     lists = zip(found.indices.tolist(), found.values.tolist(), strict=True)
     return [
@@ -59,6 +61,8 @@ def paraphrase_mining_embeddings(
     of rows with their scores, best first; each row brings its ``top_k`` best others."""
     normalize = normalizes(score_function, name="score_function")
     rows = _rows("embeddings", embeddings)
+    if top_k <= 0 or not len(rows):
+        return []
     index = torch.arange(len(rows), device=rows.device)
     found = topk(rows, rows, top_k, normalize=normalize, exclude=index)
     known = found.indices >= 0
@@ -94,9 +98,10 @@ def community_detection(
     """``sentence_transformers.util.community_detection``: its arguments and results, by one search
     for all pairs above the threshold. The largest communities come first and take their rows."""
     rows = _rows("embeddings", embeddings)
-    if len(rows) < min_community_size:
+    if len(rows) < max(min_community_size, 1):
         return []
-    below = numpy.nextafter(numpy.float32(threshold), numpy.float32(-2))  # at it is inside
+    number = numpy.float64 if rows.dtype == torch.float64 else numpy.float32
+    below = numpy.nextafter(number(threshold), number(-2))  # at it is inside
     (offsets, keys), _ = range_search(rows, rows, above=float(below), max_pairs=1 << 62)
     counts = offsets.diff()
     centers = counts.argsort(descending=True, stable=True)
@@ -123,7 +128,9 @@ def _rows(name: str, x: Any) -> Tensor:
     if rows.layout != torch.strided:
         raise TypeError(f"{name}: expected dense embeddings, got {rows.layout}")
     rows = rows.detach() if rows.is_floating_point() else rows.float()
-    return rows[None] if rows.dim() == 1 else rows
+    if rows.dim() == 1:
+        return rows[None] if len(rows) else rows.view(0, 1)
+    return rows
 
 
 _theirs = util.paraphrase_mining

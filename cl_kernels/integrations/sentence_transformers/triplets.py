@@ -38,7 +38,10 @@ class _Triplets:
         """As distances are taken of them, their labels, and which distance."""
         (x,) = embeddings
         cosine = self._cosine()
-        labels = check_labels(self, labels, len(x)).long()
+        labels = check_labels(self, labels, len(x))
+        if labels.is_floating_point():  # fractions get a number each
+            labels = labels.unique(return_inverse=True)[1]
+        labels = labels.long()
         return float_rows(x, normalize=cosine), labels, "cosine" if cosine else "euclidean"
 
     def _hardest(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
