@@ -189,6 +189,7 @@ def test_of_classes(name):
     y, x = labels(classes=CLASSES), rows()
     settings = {"num_classes": CLASSES, "embedding_size": WIDTH}
     further = [{}, {"weight_regularizer": regularizers.RegularFaceRegularizer()}]
+    further += [{"reducer": reducers.ThresholdReducer(low=0.5)}]
     if name != "NormalizedSoftmaxLoss":
         further += [{"margin": 0.5 if "Cos" in name else 40.0, "scale": 16}]
     for more in further:

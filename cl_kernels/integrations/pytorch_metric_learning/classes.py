@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as theirs
+from pytorch_metric_learning import reducers
 from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
 from torch import Tensor
 
@@ -25,15 +26,19 @@ class _OfClasses:
         common_functions.labels_required(labels)
         common_functions.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         self.cast_types(embeddings.dtype, embeddings.device)
-        losses = self._of(embeddings, labels, self.W.t())
+        # Of a mean the gradients are made in one visit.
+        averaged = indices_tuple is None and type(self.reducer) is reducers.MeanReducer
+        reduction = "mean" if averaged and not self.reducer.collect_stats else "none"
+        losses = self._of(embeddings, labels, self.W.t(), reduction)
+        indices, kind = None, "already_reduced"
+        if reduction == "none":
+            indices, kind = torch.arange(len(losses), device=losses.device), "element"
         if indices_tuple is not None:
             weights = loss_and_miner_utils.convert_to_weights(
                 indices_tuple, labels, dtype=losses.dtype
             )
             losses = losses * weights
-        elements = torch.arange(len(losses), device=losses.device)
-        of_rows = {"losses": losses, "indices": elements, "reduction_type": "element"}
-        found = {"loss": of_rows}
+        found = {"loss": {"losses": losses, "indices": indices, "reduction_type": kind}}
         self.add_weight_regularization_to_loss_dict(found, self.W.t())
         return found
 
@@ -55,26 +60,26 @@ class ArcFaceLoss(_OfClasses, theirs.ArcFaceLoss):
     def _serves(self) -> bool:
         return 0 <= self.margin <= math.pi / 2
 
-    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor, reduction: Any) -> Tensor:
         self._note_angles(embeddings, labels, weight)
-        settings: Any = {"margin": float(self.margin), "scale": self.scale, "reduction": "none"}
+        settings: Any = {"margin": float(self.margin), "scale": self.scale, "reduction": reduction}
         return arcface(embeddings, labels, weight, **settings)
 
 
 class CosFaceLoss(_OfClasses, theirs.CosFaceLoss):
     """``pytorch_metric_learning.losses.CosFaceLoss``: its arguments and call."""
 
-    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor, reduction: Any) -> Tensor:
         self._note_angles(embeddings, labels, weight)
-        settings: Any = {"margin": float(self.margin), "scale": self.scale, "reduction": "none"}
+        settings: Any = {"margin": float(self.margin), "scale": self.scale, "reduction": reduction}
         return cosface(embeddings, labels, weight, **settings)
 
 
 class NormalizedSoftmaxLoss(_OfClasses, theirs.NormalizedSoftmaxLoss):
     """``pytorch_metric_learning.losses.NormalizedSoftmaxLoss``: its arguments and call."""
 
-    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        settings: Any = {"temperature": self.temperature, "reduction": "none"}
+    def _of(self, embeddings: Tensor, labels: Tensor, weight: Tensor, reduction: Any) -> Tensor:
+        settings: Any = {"temperature": self.temperature, "reduction": reduction}
         return normalized_softmax(embeddings, labels, weight, **settings)
 
 
