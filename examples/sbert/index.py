@@ -81,7 +81,9 @@ def search(question: str, folder: Path, count: int = 10) -> list[Hit]:
         )
     vector: Tensor = encoder.encode([question])[0]
     index = usearch.Index.restore(str(place / INDEX), view=True)
-    found = index.search(vector.numpy(), min(count, len(index)))
+    count = min(count, len(index))
+    # A graph may miss some of the farthest: a large share of all is cheaper to go through.
+    found = index.search(vector.numpy(), count, exact=10 * count >= len(index))
     documents = record["documents"]
     return [
         Hit(documents[key][0], 1 - float(distance), documents[key][1])
