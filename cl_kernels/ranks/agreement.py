@@ -99,10 +99,11 @@ def agree(
     said = [[zlib.crc32(f"{e.name}: {e.said}".encode()), e.rows] for e in entries]
     own = torch.zeros(_MOST, 2, dtype=torch.int64)
     own[: len(said)] = torch.tensor(said)
-    of_all = ranks.all(own.to(device)).tolist()
-    failed = [rank for rank, said in enumerate(of_all) if any(rows == FAILED for _, rows in said)]
-    if failed:
-        shown = ", ".join(map(str, failed))
+    gathered = ranks.all(own.to(device)).cpu()
+    failed = (gathered[:, :, 1] == FAILED).any(1)
+    of_all = gathered[:, : len(entries) + 1].tolist()
+    if failed.any():
+        shown = ", ".join(str(rank) for rank in failed.nonzero().flatten().tolist())
         raise Disagreement(f"{name}: an error on rank {shown}, whose own message says which")
     for place, entry in enumerate(entries):
         sums = [of_rank[place][0] for of_rank in of_all]
