@@ -6,8 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from cl_kernels import PairFilter, best_pairs, duplicate_groups, range_search, topk
 from cl_kernels.search import ranges
@@ -129,6 +127,8 @@ def test_rows_of_host_arrays_and_with_nan(tmp_path):
 
 @pytest.mark.parametrize("above", [0.6, 0.9, 0.999, 1.1])
 def test_groups(backend, above):
+    coo_matrix = pytest.importorskip("scipy.sparse").coo_matrix
+    connected_components = pytest.importorskip("scipy.sparse.csgraph").connected_components
     x = alike(400, 12)
     pairs = range_search(x, above=above).keys
     edges = np.ones(len(pairs.keys)), (pairs.rows().numpy(), pairs.keys.numpy())
