@@ -218,12 +218,11 @@ def _exclusion(batch: Batch) -> PairFilter | None:
     sizes = torch.bincount(of_key[of_key >= 0], minlength=count + 1)
     if shared or bool((sizes[of_query] != batch.lists.counts()).any()):
         return None
-    ids = the_batch().positions(count, keys.device)
-    query_ids, key_ids = (
-        torch.where(known, ids[x.clamp(0, count - 1)], none) if count else x
-        for x, known, none in ((of_query, of_query < count, -2), (of_key, of_key >= 0, -1))
-    )
-    return PairFilter(query_ids, key_ids, "different")
+    of_query = of_query.masked_fill(of_query == count, -2)
+    if the_batch().parted and count:
+        ids = the_batch().positions(count, keys.device)
+        of_query, of_key = (torch.where(x < 0, x, ids[x.clamp_min(0)]) for x in (of_query, of_key))
+    return PairFilter(of_query, of_key, "different")
 
 
 def _of_other_processes(batch: Batch) -> PairFilter:

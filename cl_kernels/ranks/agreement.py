@@ -75,10 +75,7 @@ def _checksum(x: Tensor) -> int:
 
 
 def agree(
-    ranks: Ranks,
-    name: str,
-    entries: Sequence[Entry],
-    device: torch.device,
+    ranks: Ranks, name: str, entries: Sequence[Entry], device: torch.device
 ) -> list[list[int]]:
     """The rows of each entry on each rank.
 

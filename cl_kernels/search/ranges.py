@@ -141,13 +141,13 @@ class _Kept:
         return self.count > self.most
 
     def in_words(self) -> str:
-        return str(self.count) if self.counted is None else self.counted
+        return f"at least {self.count}" if self.counted is None else self.counted
 
     def result(self, queries: Tensor) -> InRange:
         if self.full:
             raise ValueError(
-                f"max_pairs: expected at least {self.in_words()}, so many are in range, got "
-                f"{self.most}; or a higher threshold, above"
+                f"max_pairs: expected {self.in_words()}, so many are in range, got {self.most}; "
+                "or a higher threshold, above"
             )
         nothing = torch.empty(0, dtype=torch.int64, device=queries.device)
         none = nothing, nothing, queries.new_empty(0, dtype=accumulator(queries))
@@ -254,7 +254,7 @@ class _Call(NamedTuple):
         with torch.no_grad():  # logits above 0 are scores above the threshold
             active = row_hinge_sum(self.queries, keys, query_bias=-above, **options).active
         count = int(active.sum())
-        return f"about {count // 2 if itself else count}"
+        return f"at least about {count // 2 if itself else count}"
 
     def _limits(self) -> tuple[Tensor | None, Tensor]:
         above = self.bounds["above"]

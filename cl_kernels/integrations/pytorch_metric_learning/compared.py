@@ -8,6 +8,7 @@ import torch
 from pytorch_metric_learning import distances
 from torch import Tensor
 
+from cl_kernels.integrations.labels import pairs_of_label, whole_labels
 from cl_kernels.pairs import PairFilter, count_same
 from cl_kernels.statistics.functions import row_logsumexp
 from cl_kernels.statistics.rows import float_rows
@@ -49,13 +50,7 @@ class Compared(NamedTuple):
 
     def positives(self) -> tuple[Tensor, Tensor]:
         """All pairs of one label, in the library's order."""
-        ordered, order = self.key_labels.sort(stable=True)
-        first = torch.searchsorted(ordered, self.labels)
-        counts = torch.searchsorted(ordered, self.labels, right=True) - first
-        rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        start = (counts.cumsum(0) - counts).index_select(0, rows)
-        within = torch.arange(len(rows), device=rows.device) - start
-        keys = order.index_select(0, first.index_select(0, rows) + within)
+        rows, keys = pairs_of_label(self.labels, self.key_labels)
         for places in self.itself:
             other = places.query_ids.index_select(0, rows) != keys
             rows, keys = rows[other], keys[other]
@@ -66,14 +61,6 @@ class Compared(NamedTuple):
         same = int(count_same(self.labels, self.key_labels).sum())
         own = sum(int((places.query_ids >= 0).sum()) for places in self.itself)
         return same - own, len(self.labels) * len(self.key_labels) - same
-
-
-def whole_labels(*labels: Tensor) -> tuple[Tensor, ...]:
-    """int64 labels that are the same where these are; fractions get a number each."""
-    if not any(x.is_floating_point() for x in labels):
-        return tuple(x.long() for x in labels)
-    number = torch.cat([x.double() for x in labels]).unique(return_inverse=True)[1]
-    return tuple(number.split([len(x) for x in labels]))
 
 
 def streams(loss: Any, indices_tuple: Any = None) -> bool:

@@ -7,9 +7,8 @@ from typing import Any
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as theirs
 
+from cl_kernels.integrations.labels import whole_labels
 from cl_kernels.losses import triplet
-
-from .compared import whole_labels
 
 
 class TripletMarginLoss(theirs.TripletMarginLoss):

@@ -24,9 +24,6 @@ class CoSENTLoss(theirs.CoSENTLoss):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
-        self._check()
-
-    def _check(self) -> None:
         normalizes(self.similarity_fct, _OF_PAIRS)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as theirs
 from torch import Tensor
 
+from cl_kernels.integrations.labels import pairs_of_label, whole_labels
 from cl_kernels.losses import triplet
 from cl_kernels.losses.labels import other_label
 from cl_kernels.losses.triplet import comparable, distance_of, mined_triplets
@@ -31,17 +32,11 @@ class _Triplets:
         super().__init__(*args, **settings)
         normalizes(self.distance_metric, _KNOWN, "distance_metric")
 
-    def _cosine(self) -> bool:
-        return normalizes(self.distance_metric, _KNOWN, "distance_metric")
-
     def _rows(self, embeddings: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor, str]:
         """As distances are taken of them, their labels, and which distance."""
         (x,) = embeddings
-        cosine = self._cosine()
-        labels = check_labels(self, labels, len(x))
-        if labels.is_floating_point():  # fractions get a number each
-            labels = labels.unique(return_inverse=True)[1]
-        labels = labels.long()
+        cosine = normalizes(self.distance_metric, _KNOWN, "distance_metric")
+        (labels,) = whole_labels(check_labels(self, labels, len(x)))
         return float_rows(x, normalize=cosine), labels, "cosine" if cosine else "euclidean"
 
     def _hardest(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
@@ -93,7 +88,9 @@ class BatchSemiHardTripletLoss(_Triplets, theirs.BatchSemiHardTripletLoss):
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
         rows, labels, distance = self._rows(embeddings, labels)
-        anchors, positives = _pairs_of_label(labels)
+        anchors, positives = pairs_of_label(labels, labels)
+        others = anchors != positives
+        anchors, positives = anchors[others], positives[others]
         at = self._negatives(rows.detach(), labels, anchors, positives, distance)
         anchor, positive, negative = (
             rows.index_select(0, i) for i in (anchors, positives, at.clamp_min(0))
@@ -114,18 +111,6 @@ class BatchSemiHardTripletLoss(_Triplets, theirs.BatchSemiHardTripletLoss):
         farther = topk(query[anchors], key, 1, below=score, **options).indices[:, 0]
         farthest = topk(query, key, 1, where=other_label(labels), largest=False, normalize=False)
         return torch.where(farther < 0, farthest.indices[anchors, 0], farther)
-
-
-def _pairs_of_label(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of two different rows each, in both orders."""
-    ordered, order = labels.sort(stable=True)
-    first = torch.searchsorted(ordered, ordered)
-    counts = torch.searchsorted(ordered, ordered, right=True) - first
-    anchors = torch.arange(len(labels), device=labels.device).repeat_interleave(counts)
-    start = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    others = first[anchors] + torch.arange(len(anchors), device=labels.device) - start
-    pairs = anchors != others
-    return order[anchors[pairs]], order[others[pairs]]
 
 
 REPLACED = [
